@@ -1,0 +1,119 @@
+# The commands of a checkout. `make` lists them. Set PYTHON=/path/to/python to choose the interpreter, and
+# PIP_EXTRA_INDEX_URL as README.md says to get the CPU-only torch on Linux.
+PYTHON ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_FLAGS := --disable-pip-version-check $(if $(CI),--quiet)
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PACKAGING := settings.ini setup.py pyproject.toml constraints.txt
+.DEFAULT_GOAL := help
+.PHONY: help course lab test test-notebooks test-python test-site test-all test-lowest test-newest bench docs docs-serve \
+	readme constraints clean distclean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
+
+# $(call find_python,names): sets $$python to the first interpreter that is new enough and can make environments.
+define find_python
+python=; seen=; \
+for name in $(1); do \
+  command -v "$$name" >/dev/null 2>&1 || continue; \
+  "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { python=$$name; break; }; \
+  seen="$$seen $$("$$name" --version 2>&1 | head -n 1) ($$name);"; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "ponderlearn needs Python 3.11 or later; found:$${seen:- no Python}" >&2; \
+  echo "Install one, then say which: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; \
+fi; \
+if ! "$$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
+  echo "$$python has no venv module, which makes the environment in $(VENV)." >&2; \
+  echo "On Debian and Ubuntu: apt install python3-venv. Elsewhere: install Python from python.org." >&2; exit 1; \
+fi
+endef
+
+$(BIN)/python:
+	@$(call find_python,$(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)); \
+	echo "Making $(VENV) with $$("$$python" --version)"; "$$python" -m venv $(VENV)
+
+$(VENV)/.lab: $(PACKAGING) | $(BIN)/python
+	@echo "Installing the course into $(VENV); the first time downloads PyTorch and Jupyter"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[lab]'
+	@touch $@
+
+$(VENV)/.dev: $(PACKAGING) | $(BIN)/python
+	@echo "Installing the development tools into $(VENV)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.lab $@
+
+course: $(VENV)/.lab ## install, then execute the first chapter at the scale quick
+	@$(BIN)/ponderlearn run act --scale quick
+	@echo "Open the course in your browser with: make lab"
+
+lab: $(VENV)/.lab ## open the course in JupyterLab
+	@$(BIN)/ponderlearn lab
+
+test: $(VENV)/.dev ## all tests: the notebooks at quick, then pytest, then the site where it can be built
+	@$(MAKE) --no-print-directory test-notebooks test-python test-site
+
+test-notebooks: $(VENV)/.dev ## every notebook at quick, two at a time
+	@echo "Notebooks at quick"
+	@$(ONE_THREAD) PONDERLEARN_SCALE=quick $(BIN)/nbdev_test --n_workers 2 --timing
+
+test-python: $(VENV)/.dev ## pytest without the slow marks and the browser
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not browser"
+
+test-site: $(VENV)/.dev ## build the site and test it in Chromium
+	@if [ ! -f docs/conf.py ]; then echo "No site to test: docs/conf.py is missing"; \
+	elif ! command -v npm >/dev/null; then echo "The site was not tested: it needs npm (Node.js)"; \
+	elif ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; \
+	then echo "The site was not tested: it needs Chromium"; \
+	else $(MAKE) --no-print-directory docs && $(BIN)/python -m pytest -m "browser and not slow"; fi
+
+test-all: test ## what a release needs too: slow tests, lowest and newest versions
+	@$(BIN)/python -m pytest -m "slow"
+	@$(MAKE) --no-print-directory test-lowest test-newest
+
+# The lowest versions that settings.ini allows. They have no wheels for Python 3.13 and later.
+test-lowest: ## pytest with the lowest versions that settings.ini allows
+	@[ -x .venv-lowest/bin/python ] || { $(call find_python,$(or $(PYTHON),python3.11 python3.12)); "$$python" -m venv .venv-lowest; }
+	@.venv-lowest/bin/python .ci/lowest.py > .venv-lowest/constraints.txt
+	@.venv-lowest/bin/python -m pip install $(PIP_FLAGS) -c .venv-lowest/constraints.txt -e '.[lab]' pytest hypothesis
+	@$(ONE_THREAD) .venv-lowest/bin/python -m pytest -m "not slow and not browser"
+
+test-newest: ## pytest with the newest versions on the package index
+	@[ -x .venv-newest/bin/python ] || { $(call find_python,$(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)); "$$python" -m venv .venv-newest; }
+	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[lab]' pytest hypothesis
+	@$(ONE_THREAD) .venv-newest/bin/python -m pytest -m "not slow and not browser"
+
+.venv-bench/.bench: $(PACKAGING) benchmarks/requirements.txt
+	@[ -x .venv-bench/bin/python ] || { $(call find_python,$(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)); "$$python" -m venv .venv-bench; }
+	@.venv-bench/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[course]'
+	@.venv-bench/bin/python -m pip install $(PIP_FLAGS) --no-deps -r benchmarks/requirements.txt
+	@touch $@
+
+bench: .venv-bench/.bench ## each method beside its best peer; writes results/bench-*.json
+	@for script in benchmarks/[a-z]*.py; do echo "$$script"; .venv-bench/bin/python "$$script" || exit 1; done
+
+docs: $(VENV)/.dev ## build the site into docs/_build
+	@command -v npm >/dev/null || { echo "The site needs npm (Node.js): it brings MathJax and the widgets' scripts" >&2; exit 1; }
+	@cd docs && npm ci --silent
+	@$(BIN)/sphinx-build -q -c docs . docs/_build
+
+docs-serve: docs ## show the site on this machine
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build 8000
+
+readme: $(VENV)/.dev ## make README.md from index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace index.ipynb
+	@$(BIN)/nbdev_clean --fname index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output README.md index.ipynb
+
+constraints: $(VENV)/.dev ## write the installed versions to constraints.txt
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude ponderlearn | sed 's/+[a-z0-9.]*$$//'; } > constraints.tmp
+	@mv constraints.tmp constraints.txt
+
+clean: ## remove what tests, builds and runs leave; environments stay
+	@rm -rf build dist *.egg-info _runs docs/_build docs/_static/vendor docs/node_modules _proc .pytest_cache .ruff_cache .hypothesis
+	@find . -name '.venv*' -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
+
+distclean: clean ## remove the environments too
+	@rm -rf .venv .venv-lowest .venv-newest .venv-bench
