@@ -32,7 +32,7 @@ def readme() -> str:
 
 
 class BuildWithCourse(build_py):
-    "Adds the notebooks and their results to the wheel as `ponderlearn/_course/`; an editable install reads the checkout."
+    "Adds the notebooks and their results to the wheel as `ponderlearn/_course/`; an editable install has the checkout."
 
     def course_files(self) -> dict[str, str]:
         "Path in the build -> path in the checkout."
@@ -54,7 +54,7 @@ class BuildWithCourse(build_py):
         return [*super().get_outputs(include_bytecode), *more]
 
 
-# Nothing is built inside the tree: nbdev would find the notebooks' copies there, and old files would enter the next wheel.
+# Nothing is built inside the tree: nbdev would find the notebooks' copies there, and a later wheel would pack old files.
 build_base = tempfile.mkdtemp(prefix="ponderlearn-build-")
 atexit.register(shutil.rmtree, build_base, ignore_errors=True)
 
