@@ -54,7 +54,7 @@ class BuildWithCourse(build_py):
         return [*super().get_outputs(include_bytecode), *more]
 
 
-# Nothing is built inside the tree: nbdev would find the notebooks' copies there, and a later wheel would pack old files.
+# Nothing is built inside the tree: nbdev would find the copied notebooks there, and later wheels would pack old files.
 build_base = tempfile.mkdtemp(prefix="ponderlearn-build-")
 atexit.register(shutil.rmtree, build_base, ignore_errors=True)
 
