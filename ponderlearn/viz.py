@@ -231,12 +231,12 @@ class Table:
         lines.insert(1, "  ".join("-" * w for w in wide))
         return "\n".join([self.caption, *lines] if self.caption else lines)
 
-# %% ../nbs/00_foundations/06_viz.ipynb #037bf6d4
+# %% ../nbs/00_foundations/06_viz.ipynb #57d3654b
 def table(
     rows,  # list of dicts (one a row), or a pandas DataFrame (an index with a name becomes the first column)
     *,
     caption: str | None = None,  # what the table holds
-    fmt: str | Mapping | None = None,  # ".3f" for all columns but those of integers, or a dict column -> ".3f" or function
+    fmt: str | Mapping | None = None,  # ".3f" for all but integer columns, or a dict column -> ".3f" or function
 ) -> Table:
     """A table with real headings: the first column names the rows.
 
@@ -290,7 +290,7 @@ def _picture(fig, dpi: float) -> tuple[bytes, tuple[int, int]]:
     drawn.quantize(64, dither=image.Dither.NONE).convert("RGB").save(files[1], format="webp", lossless=True, method=4)
     return min((f.getvalue() for f in files), key=len), drawn.size
 
-# %% ../nbs/00_foundations/06_viz.ipynb #5f9e6033
+# %% ../nbs/00_foundations/06_viz.ipynb #82bfd923
 def _tag(picture: bytes, alt: str, width: int) -> str:
     "The picture as an <img> that holds its own data."
     data = base64.b64encode(picture).decode()
@@ -310,13 +310,13 @@ def _assemble(tags: list[list[str]], sliders: list):
     "Box of the sliders and the pictures, tags[i][j] = picture at stop i of the first and j of the second slider."
     widgets = need("ipywidgets")
     if hasattr(widgets, "Stack"):
-        wide = lambda: {"width": "100%", "overflow": "hidden"}
-        pages = [[widgets.HTML(tag, layout=wide()) for tag in row] for row in tags]
+        wide, style = widgets.Layout(width="100%", overflow="hidden"), widgets.HTML().style
+        pages = [[widgets.HTML(tag, layout=wide, style=style) for tag in row] for row in tags]
         if len(sliders) == 1:
-            stack = widgets.Stack([row[0] for row in pages], selected_index=sliders[0].index, layout=wide())
+            stack = widgets.Stack([row[0] for row in pages], selected_index=sliders[0].index, layout=wide)
         else:
-            inner = [widgets.Stack(row, selected_index=sliders[1].index, layout=wide()) for row in pages]
-            stack = widgets.Stack(inner, selected_index=sliders[0].index, layout=wide())
+            inner = [widgets.Stack(row, selected_index=sliders[1].index, layout=wide) for row in pages]
+            stack = widgets.Stack(inner, selected_index=sliders[0].index, layout=wide)
             for one in inner:
                 widgets.jslink((sliders[1], "index"), (one, "selected_index"))
         widgets.jslink((sliders[0], "index"), (stack, "selected_index"))
@@ -329,7 +329,7 @@ def _assemble(tags: list[list[str]], sliders: list):
     box.add_class("ponder-frames")
     return box
 
-# %% ../nbs/00_foundations/06_viz.ipynb #df44a373
+# %% ../nbs/00_foundations/06_viz.ipynb #4caa4878
 def frames(
     draw: Callable,  # draw(x) or draw(x, y) -> matplotlib Figure; all of one size
     x: Sequence | Mapping,  # stops of the first slider: values, (label, value) pairs or a dict label -> value
@@ -380,7 +380,7 @@ def frames(
             check(size in (None, pixels), "draw", f"return figures of one size, here {size} pixels", f"{pixels}")
             tags[-1].append(_tag(picture, alt(left, *rest), max_width))
             size, used = pixels, used + len(tags[-1][-1])
-    check(used <= _MOST_BYTES, "draw", f"make pictures of at most {_MOST_BYTES // 1000} kB in all (lower dpi or "
-          "draw less)", f"{used / 1000:.0f} kB")
+            check(used <= _MOST_BYTES, "draw", f"make pictures of at most {_MOST_BYTES // 1000} kB in all "
+                  "(lower dpi or draw less)", f"{used / 1000:.0f} kB at {(left, *rest)}")
     names = [x_label, y_label]
     return _assemble(tags, [_slider(ls, name, i) for (ls, _), name, i in zip(axes, names, first, strict=False)])

@@ -1,0 +1,299 @@
+"""Figures, tables and frames: numbers against SciPy, bad input, the budget, and life without `Stack`."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import ipywidgets
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ponderlearn import viz
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    monkeypatch.setenv("PONDERLEARN_SCALE", "full")
+    with matplotlib.rc_context():
+        viz.look()
+        yield
+    plt.close("all")
+
+
+def axis():
+    return plt.subplots()[1]
+
+
+# Intervals
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.sampled_from([0.5, 0.9, 0.95]))
+def test_interval_is_scipys(scores, level):
+    mean, low, high = viz._interval(np.array(scores), level)
+    error = stats.sem(scores)
+    if error > 1e-9:
+        wanted = stats.t.interval(level, len(scores) - 1, loc=np.mean(scores), scale=error)
+        assert np.allclose([low, high], wanted)
+    assert low <= mean <= high
+
+
+def test_band_returns_what_it_draws():
+    ax, ys = axis(), np.random.default_rng(0).normal(size=(5, 4))
+    mean, low, high = viz.band(ax, torch.arange(4), torch.tensor(ys), label="arm")
+    assert np.allclose(ax.lines[0].get_ydata(), mean) and np.allclose(mean, ys.mean(0))
+    path = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert np.isclose(path.max(), high.max()) and np.isclose(path.min(), low.min())
+    assert len(ax.lines) == 1 + 5 and ax.get_legend_handles_labels()[1] == ["arm"]
+
+
+def test_band_of_one_seed_has_no_band():
+    ax = axis()
+    _, low, high = viz.band(ax, [0, 1], [[1.0, 2.0]], label="one")
+    assert np.isnan(low).all() and np.isnan(high).all() and not ax.collections
+
+
+def test_dots_draws_every_seed_once():
+    ax, groups = axis(), [[1.0, 2.0, 3.0], [2.0, 2.5, 4.0]]
+    found = viz.dots(ax, groups, labels=["a", "b"], paired=True)
+    drawn = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [sorted(line.get_ydata()) for line in drawn] == groups
+    assert found[0] == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
+
+
+def test_dots_horizontal_puts_scores_on_x():
+    ax = axis()
+    viz.dots(ax, [[1.0, 2.0]], labels=["a"], horizontal=True)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a"]
+    assert list(next(line for line in ax.lines if line.get_marker() == "o").get_xdata()) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: viz.band(axis(), [0, 1], [1.0, 2.0], label="x"), r"^ys must have shape \(n_seeds, 2\), got shape \(2,\)$"),
+    (lambda: viz.band(axis(), [0, 1], [[1.0, 2.0, 3.0]], label="x"), r"^ys must have shape"),
+    (lambda: viz.band(axis(), [0], [[math.nan]], label="x"), r"^ys must be finite, got NaN or infinity$"),
+    (lambda: viz.band(axis(), [0], [[1.0]], label="x", level=1), r"^level must lie in \(0, 1\), got 1.0$"),
+    (lambda: viz.dots(axis(), [], labels=[]), r"^groups must hold at least one group"),
+    (lambda: viz.dots(axis(), [[]], labels=["a"]), r"^groups\[0\] must be a list of scores, got shape \(0,\)$"),
+    (lambda: viz.dots(axis(), [[1.0]], labels=["a", "b"]), r"^labels must have 1 names, got 2$"),
+    (lambda: viz.dots(axis(), [[1.0], [1.0, 2.0]], labels=["a", "b"], paired=True),
+     r"^groups must have equally many scores when paired, got \[1, 2\]$"),
+    (lambda: viz.dots(axis(), [[1.0, math.inf]], labels=["a"]), r"^groups\[0\] must be finite"),
+    (lambda: viz.image_grid([]), r"^images must hold at least one image"),
+    (lambda: viz.image_grid(torch.zeros(2, 4, 5, 5)), r"^images must have shape .* got \(n, 4, 5, 5\)$"),
+    (lambda: viz.image_grid([torch.zeros(4, 4), torch.zeros(5, 5)]), r"^images must all have one shape"),
+    (lambda: viz.image_grid(torch.zeros(2, 4, 4), ["one"]), r"^titles must have 2 names"),
+    (lambda: viz.table([]), r"^rows must hold at least one row"),
+    (lambda: viz.table([{"a": 1}], fmt={"b": ".2f"}), r"^fmt must name columns of the table \(a\), got \['b'\]$"),
+])
+def test_messages(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# Images
+
+@pytest.mark.parametrize("shape", [(10, 6, 5), (10, 1, 6, 5), (10, 3, 6, 5), (10, 6, 5, 3)])
+def test_image_grid_draws_all_on_one_scale(shape):
+    images = torch.rand(shape)
+    fig = viz.image_grid(images, [str(i) for i in range(10)])
+    shown = [ax.images[0] for ax in fig.axes if ax.images]
+    assert len(shown) == 10 and len({image.get_clim() for image in shown}) == 1
+    assert all(image.get_array().shape[:2] == (6, 5) for image in shown)
+
+
+# Tables
+
+class Cells(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.open and self.open[-1][0] in ("th", "td", "caption"):
+            self.found.append((self.open[-1][0], self.open[-1][1].get("scope"), data))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+
+def test_table_has_headings_with_scope_and_a_caption():
+    made = viz.table([{"arm": "a<b", "loss": 0.12345, "n": 5, "ok": True}, {"arm": "c", "loss": None, "n": 6}],
+                     caption='Losses & "more"', fmt={"loss": ".2f"})
+    found = Cells(made._repr_html_()).found
+    assert found[0] == ("caption", None, 'Losses & "more"')
+    assert [f for f in found if f[1] == "col"] == [("th", "col", c) for c in ("arm", "loss", "n", "ok")]
+    assert [f for f in found if f[1] == "row"] == [("th", "row", "a<b"), ("th", "row", "c")]
+    assert [text for tag, _, text in found if tag == "td"] == ["0.12", "5", "yes", "–", "6", "–"]
+
+
+def test_table_as_text_is_aligned():
+    lines = repr(viz.table([{"arm": "a", "n": 5}, {"arm": "long", "n": 12}], caption="Count")).splitlines()
+    assert lines == ["Count", "arm    n", "----  --", "a      5", "long  12"]
+
+
+def test_table_from_a_dataframe_with_groups():
+    frame = pd.DataFrame({"arm": ["a", "a", "b"], "loss": [1.0, 2.0, 4.0]})
+    made = viz.table(frame.groupby("arm").agg(["mean", "size"]), fmt=".1f")
+    assert made.columns == ["arm", "loss mean", "loss size"]
+    assert made.cells == [["a", "1.5", "2"], ["b", "4.0", "1"]]
+    assert viz.table(frame).columns == ["arm", "loss"]
+    assert viz.table([{"x": np.float32(0.5), "y": np.int64(3), "z": torch.tensor(2.0), "i": (0.1, np.nan)}]).cells == [
+        ["0.5", "3", "2", "[0.1, –]"]]
+
+
+def test_table_refuses_what_is_no_table():
+    with pytest.raises(TypeError, match=r"^rows must be a list of dicts or a DataFrame, got "):
+        viz.table([1, 2])
+
+
+# Frames
+
+def draw(*point):
+    fig = plt.figure(figsize=(1, 1))
+    fig.add_artist(plt.Line2D([0, 0.1 + point[0] / 100], [0, 0.1 + point[-1] / 100]))
+    return fig
+
+
+def alt(*point):
+    return f"at {point}"
+
+
+def make(x=range(15), y=None, **kwargs):
+    kwargs = {"alt": alt, "x_label": "first", "y_label": None if y is None else "second", "dpi": 30} | kwargs
+    return viz.frames(kwargs.pop("draw", draw), x, y, **kwargs)
+
+
+def alts(stack):
+    return [re.search('alt="([^"]*)"', page.value)[1] for page in stack.children]
+
+
+def test_one_slider():
+    found = make()
+    slider, stack = found.children
+    assert slider.description == "first" and slider.index == stack.selected_index == 7
+    assert alts(stack) == [f"at ({i},)" for i in range(15)]
+    assert len({page.value for page in stack.children}) == 15
+    assert "ponder-frames" in found._dom_classes
+
+
+def test_two_sliders():
+    first, second, stack = make(range(9), range(7), start=(1, 5)).children
+    assert (first.index, second.index, stack.selected_index) == (1, 5, 1)
+    assert [inner.selected_index for inner in stack.children] == [5] * 9
+    assert alts(stack.children[3]) == [f"at (3, {j})" for j in range(7)]
+
+
+def test_links_tie_the_sliders_to_the_stacks(monkeypatch):
+    made, real = [], ipywidgets.jslink
+    monkeypatch.setattr(ipywidgets, "jslink", lambda *ends: made.append(ends) or real(*ends))
+    first, second, stack = make(range(9), range(7)).children
+    assert ((first, "index"), (stack, "selected_index")) in made
+    assert all(((second, "index"), (inner, "selected_index")) in made for inner in stack.children)
+    assert len(made) == 10
+
+
+def test_the_slider_shows_the_value_of_the_stop():
+    values = np.linspace(0.1, 1.5, 15)
+    assert make(values).children[0].label == "0.8"
+    slider = make({f"{v:.0%}": v for v in values}).children[0]
+    assert slider.label == "80%"
+    assert make([(f"p{i}", i) for i in range(15)]).children[0].label == "p7"
+
+
+def test_alternative_text_is_escaped():
+    found = make(alt=lambda x: f'{x} < "quote"')
+    assert 'alt="0 &lt; &quot;quote&quot;"' in found.children[1].children[0].value
+
+
+def test_quick_draws_the_ends_and_the_middle(monkeypatch):
+    monkeypatch.setenv("PONDERLEARN_SCALE", "quick")
+    calls = []
+    found = make(draw=lambda x: calls.append(x) or draw(x))
+    assert calls == [0, 7, 14] and found.children[0].index == 1
+    assert len(make(range(9), range(7)).children[2].children) == 3
+    with pytest.raises(ValueError, match="at least 15 stops"):
+        make(range(14))
+
+
+def test_figures_are_closed():
+    plt.close("all")
+    make()
+    assert plt.get_fignums() == []
+
+
+def big(x):
+    fig = plt.figure(figsize=(5, 5))
+    fig.figimage(np.random.default_rng(x).random((500, 500)))
+    return fig
+
+
+@pytest.mark.parametrize("kwargs, error, message", [
+    ({"x": range(14)}, ValueError, "^x must have at least 15 stops, got 14$"),
+    ({"x": range(8), "y": range(8)}, ValueError, "^x and y must have at least 9 and 7 stops, got 8 and 8$"),
+    ({"x": range(81)}, ValueError, "^x must make at most 80 pictures, got 81$"),
+    ({"x": range(10), "y": range(9)}, ValueError, "^x and y must make at most 80 pictures, got 10 x 9$"),
+    ({"x": [1] * 15}, ValueError, "^x must have stops with different labels"),
+    ({"y_label": "b"}, ValueError, "^y_label must be None without y"),
+    ({"x": range(9), "y": range(7), "y_label": ""}, ValueError, "^y_label must be a nonempty string when y is given"),
+    ({"x_label": ""}, ValueError, "^x_label must be a nonempty string"),
+    ({"start": 15}, ValueError, r"^start must lie in 0\.\.14, got 15$"),
+    ({"start": (1, 2)}, ValueError, "^start must be 1 indices"),
+    ({"alt": lambda x: "always the same"}, ValueError, r"^alt must differ between the pictures at \(0,\) and \(1,\)"),
+    ({"alt": lambda x: ""}, TypeError, "^alt must return a nonempty string"),
+    ({"draw": lambda x: None}, TypeError, "^draw must return a matplotlib Figure, got None$"),
+    ({"draw": lambda x: plt.figure(figsize=(1 + x, 1))}, ValueError, "^draw must return figures of one size"),
+    ({"draw": big, "dpi": 100}, ValueError, r"^draw must make pictures of at most 700 kB in all .* kB at \(\d,\)$"),
+])
+def test_frames_says_what_is_wrong(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        make(**kwargs)
+
+
+def test_without_stack_one_picture_and_a_callback(monkeypatch):
+    monkeypatch.delattr(ipywidgets, "Stack")
+    slider, picture = make().children
+    assert isinstance(picture, ipywidgets.HTML) and 'alt="at (7,)"' in picture.value
+    slider.index = 3
+    assert 'alt="at (3,)"' in picture.value
+    first, second, picture = make(range(9), range(7)).children
+    first.index, second.index = 8, 0
+    assert 'alt="at (8, 0)"' in picture.value
+
+
+# The look
+
+def contrast(one, two):
+    "WCAG's contrast of two colors."
+    def luminance(color):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(color)]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+    high, low = sorted([luminance(one), luminance(two)], reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_ink_is_readable_on_the_card():
+    card = plt.rcParams["figure.facecolor"]
+    assert contrast(plt.rcParams["text.color"], card) > 7
+    assert contrast(viz.PALETTE["grey"], card) > 4.4
+    for name in ("blue", "vermilion", "green"):
+        assert contrast(viz.PALETTE[name], card) > 3
+
+
+def test_letters_are_large_enough_on_a_phone():
+    width = plt.rcParams["figure.figsize"][0] * 72
+    for name in ("axes.labelsize", "xtick.labelsize", "legend.fontsize"):
+        assert plt.rcParams[name] * 340 / width >= 9
