@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'look', 'dots', 'band', 'image_grid', 'Table', 'table', 'frames']
 
-# %% ../nbs/00_foundations/06_viz.ipynb #b8ec0338
+# %% ../nbs/00_foundations/06_viz.ipynb #e4b02efc
 import base64
 import html
 import io
@@ -21,8 +21,10 @@ from .course import scale
 
 for _name in ("matplotlib", "scipy", "ipywidgets"):
     need(_name)
+import ipywidgets as widgets
 import matplotlib
 import matplotlib.pyplot as plt
+from PIL import Image
 from scipy import stats
 
 # %% ../nbs/00_foundations/06_viz.ipynb #bad0313e
@@ -258,7 +260,7 @@ def table(
     cells = [[_cell(row.get(c), specs[c]) for c in columns] for row in rows]
     return Table([str(c) for c in columns], cells, numeric, caption)
 
-# %% ../nbs/00_foundations/06_viz.ipynb #0dc97ee1
+# %% ../nbs/00_foundations/06_viz.ipynb #aeeb28ce
 _MOST_PICTURES, _MOST_BYTES = 80, 700_000
 
 
@@ -280,17 +282,16 @@ def _some(labels: list, values: list, n: int) -> tuple[list, list]:
 
 def _picture(fig, dpi: float) -> tuple[bytes, tuple[int, int]]:
     "The figure as WebP (the smaller of lossy, and lossless with 64 colors) and its size in pixels; closes the figure."
-    image = need("PIL.Image")
     raw = io.BytesIO()
     fig.savefig(raw, format="png", dpi=dpi)
     plt.close(fig)
-    drawn = image.open(raw).convert("RGB")
+    drawn = Image.open(raw).convert("RGB")
     files = [io.BytesIO(), io.BytesIO()]
     drawn.save(files[0], format="webp", quality=80, method=4)
-    drawn.quantize(64, dither=image.Dither.NONE).convert("RGB").save(files[1], format="webp", lossless=True, method=4)
+    drawn.quantize(64, dither=Image.Dither.NONE).convert("RGB").save(files[1], format="webp", lossless=True, method=4)
     return min((f.getvalue() for f in files), key=len), drawn.size
 
-# %% ../nbs/00_foundations/06_viz.ipynb #82bfd923
+# %% ../nbs/00_foundations/06_viz.ipynb #bbd2aab5
 def _tag(picture: bytes, alt: str, width: int) -> str:
     "The picture as an <img> that holds its own data."
     data = base64.b64encode(picture).decode()
@@ -300,15 +301,14 @@ def _tag(picture: bytes, alt: str, width: int) -> str:
 
 def _slider(labels: list[str], description: str, start: int):
     "A slider whose read-out is the label of its stop."
-    widgets = need("ipywidgets")
     return widgets.SelectionSlider(
         options=[(label, i) for i, label in enumerate(labels)], index=start, description=description,
-        style={"description_width": "initial"}, layout=widgets.Layout(width="100%", max_width="36rem"))
+        style={"description_width": "initial"},
+        layout=widgets.Layout(width="100%", max_width="36rem", height="auto", flex_flow="row wrap"))
 
 
 def _assemble(tags: list[list[str]], sliders: list):
     "Box of the sliders and the pictures, tags[i][j] = picture at stop i of the first and j of the second slider."
-    widgets = need("ipywidgets")
     if hasattr(widgets, "Stack"):
         wide, style = widgets.Layout(width="100%", overflow="hidden"), widgets.HTML().style
         pages = [[widgets.HTML(tag, layout=wide, style=style) for tag in row] for row in tags]
@@ -329,7 +329,7 @@ def _assemble(tags: list[list[str]], sliders: list):
     box.add_class("ponder-frames")
     return box
 
-# %% ../nbs/00_foundations/06_viz.ipynb #4caa4878
+# %% ../nbs/00_foundations/06_viz.ipynb #354c39a6
 def frames(
     draw: Callable,  # draw(x) or draw(x, y) -> matplotlib Figure; all of one size
     x: Sequence | Mapping,  # stops of the first slider: values, (label, value) pairs or a dict label -> value
@@ -339,8 +339,7 @@ def frames(
     x_label: str,  # what the first slider sets
     y_label: str | None = None,  # what the second slider sets
     start: int | tuple[int, int] | None = None,  # index of the stop shown first; the middle if None
-    dpi: float = 110,  # resolution of the pictures; lower it to make them smaller
-    max_width: int = 720,  # pixels on the page at most
+    dpi: float = 110,  # resolution; a picture is shown at most as wide as its pixels
 ):
     """One or two sliders over pictures drawn beforehand: an ipywidgets box that moves without a kernel.
 
@@ -378,7 +377,7 @@ def frames(
             check(isinstance(fig, matplotlib.figure.Figure), "draw", "return a matplotlib Figure", fig, TypeError)
             picture, pixels = _picture(fig, dpi)
             check(size in (None, pixels), "draw", f"return figures of one size, here {size} pixels", f"{pixels}")
-            tags[-1].append(_tag(picture, alt(left, *rest), max_width))
+            tags[-1].append(_tag(picture, alt(left, *rest), pixels[0]))
             size, used = pixels, used + len(tags[-1][-1])
             check(used <= _MOST_BYTES, "draw", f"make pictures of at most {_MOST_BYTES // 1000} kB in all "
                   "(lower dpi or draw less)", f"{used / 1000:.0f} kB at {(left, *rest)}")
