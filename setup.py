@@ -32,11 +32,13 @@ def readme() -> str:
 
 
 class BuildWithCourse(build_py):
-    "Adds the notebooks and their results to the wheel as `ponderlearn/_course/`; an editable install has the checkout."
+    """Adds notebooks, results and settings (for the links) to the wheel as `ponderlearn/_course/`.
+
+    An editable install has the checkout."""
 
     def course_files(self) -> dict[str, str]:
         "Path in the build -> path in the checkout."
-        found = [ROOT / "index.ipynb", *(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
+        found = [ROOT / "index.ipynb", ROOT / "settings.ini", *(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
         keep = [path.relative_to(ROOT) for path in found if path.exists()]
         keep = [path for path in keep if not any(part.startswith((".", "_")) for part in path.parts)]
         goal = Path(self.build_lib) / cfg["lib_path"] / "_course"
