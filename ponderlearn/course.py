@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'CATALOGUE', 'SCALES', 'HOLDS', 'in_checkout', 'course_root', 'Review', 'Chapter', 'chapter', 'notebook_path',
            'write_atomic', 'scale', 'by_scale', 'device', 'Claim', 'record', 'Page', 'html_table', 'claims_table',
-           'runs', 'results', 'links', 'card']
+           'runs', 'results', 'settings', 'links', 'card']
 
 # %% ../nbs/00_foundations/01_course.ipynb #16b2afa1
 import difflib
@@ -98,14 +98,14 @@ _foundations = (
     Chapter("cli", 0, 7, "The command line", "List, run, open and check the course from a terminal."),
 )
 
-# %% ../nbs/00_foundations/01_course.ipynb #2439c42f
+# %% ../nbs/00_foundations/01_course.ipynb #e958206c
 #| code-fold: true
 _adaptive = (
     Chapter("act", 1, 1, "Adaptive Computation Time for Recurrent Neural Networks",
         "A recurrent network that repeats its update until a learned halting unit has spent a budget of one learns by "
         "plain backpropagation how long to think about each input.",
         "Alex Graves", 2016, "arXiv preprint", "1603.08983", "",
-        Review("@che_shr_cat", "Russian", "Telegram channel gonzo_ML, post 71", "https://t.me/gonzo_ML/71",
+        Review("Grigory Sapunov (@che_shr_cat)", "Russian", "Telegram channel gonzo_ML, post 71", "https://t.me/gonzo_ML/71",
                "not rated"),
         "recurrent networks (RNN, GRU, LSTM) and backpropagation through time"),
     Chapter("pondernet", 1, 2, "PonderNet: Learning to Ponder",
@@ -629,13 +629,15 @@ def claims_table(
     return html_table(["claim", "paper", "here [95 % interval]", "seeds", "rule", "holds?"], cells,
                       f"Measured at scale {scale()}")
 
-# %% ../nbs/00_foundations/01_course.ipynb #7baad8f0
+# %% ../nbs/00_foundations/01_course.ipynb #a3931544
 def _stored(name):
     "The committed results of a chapter: {'chapter', 'runs', 'claims'}."
     file = course_root() / "results" / f"{name}.json"
-    if not file.is_file():
-        return {"chapter": name, "runs": [], "claims": []}
-    return json.loads(file.read_text(encoding="utf-8"))
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    path = chapter(name).notebook  # foundations claim nothing: their run stands in the notebook's metadata
+    run = path and json.loads((course_root() / path).read_text(encoding="utf-8"))["metadata"].get("ponderlearn")
+    return {"chapter": name, "runs": [run] if run else [], "claims": []}
 
 def runs(
     chapter: str,  # the chapter's name
@@ -670,14 +672,20 @@ def seconds(self: Chapter) -> dict[str, float | None]:
         found[run["scale"]] = run["seconds"]
     return found
 
-# %% ../nbs/00_foundations/01_course.ipynb #d11bb3d5
+# %% ../nbs/00_foundations/01_course.ipynb #b2c60291
+def settings() -> dict[str, str]:
+    "The project's settings.ini, which also travels in the package."
+    parser = ConfigParser(interpolation=None)
+    parser.read(course_root() / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+# %% ../nbs/00_foundations/01_course.ipynb #b6fb4233
 def links(
     name: str,  # the chapter
 ) -> dict[str, str]:
     "Addresses of the chapter by name (Colab, source, site), from settings.ini; empty while not set there."
-    parser = ConfigParser(interpolation=None)
-    parser.read(course_root() / "settings.ini", encoding="utf-8")
-    get = lambda key: parser["DEFAULT"].get(key, "").strip()
+    values = settings()
+    get = lambda key: values.get(key, "").strip()
     path, found = notebook_path(chapter(name)), {}
     if get("user"):
         place = f"{get('user')}/{get('repo')}/blob/{get('branch')}/{path}"
