@@ -47,7 +47,6 @@ $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 
 course: $(VENV)/.lab ## install, then execute the first chapter at the scale quick
 	@$(BIN)/ponderlearn run act --scale quick
-	@echo "Open the course in your browser with: make lab"
 
 lab: $(VENV)/.lab ## open the course in JupyterLab
 	@$(BIN)/ponderlearn lab
