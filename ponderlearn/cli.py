@@ -6,7 +6,7 @@
 __all__ = ['app', 'list_chapters', 'code_sha256', 'Execution', 'execute', 'html_page', 'store_results', 'store_outputs', 'run',
            'without_solutions', 'copy_course', 'lab', 'results', 'missing', 'doctor', 'main']
 
-# %% ../nbs/00_foundations/07_cli.ipynb #0c796785
+# %% ../nbs/00_foundations/07_cli.ipynb #0b2b70c1
 import datetime
 import hashlib
 import importlib.metadata
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -59,17 +60,20 @@ def list_chapters() -> None:
             rows.append([f"   {c.name}", c.title if c.part == 0 else f"{c.title} ({c.year})", read, run])
         console.print(_table(["   name", "title", "to read", "to run"], rows))
 
-# %% ../nbs/00_foundations/07_cli.ipynb #a33720a6
+# %% ../nbs/00_foundations/07_cli.ipynb #f5f04e55
 def _fail(message, status=1):
     "Print an error as one sentence and leave."
     Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(f"error: {message}", style="red")
     raise typer.Exit(status)
 
 def _need(module, extra="lab"):
-    "The imported module, or an error that names the extra; imports PyTorch, so only commands that need it pay."
-    from ponderlearn._check import need
+    "The imported module, or an error that names the extra."
+    try:
+        return import_module(module)
+    except ModuleNotFoundError:
+        from ponderlearn._check import need  # imports PyTorch: only when something is missing
 
-    return need(module, extra)
+        return need(module, extra)
 
 def _find(name):
     "The chapter with this name, or an error with the nearest."
@@ -133,7 +137,7 @@ def _run_cells(client, finish):
                 client.execute_cell(cell, i, execution_count=bar.n + 1)
         client.set_widgets_metadata()
 
-# %% ../nbs/00_foundations/07_cli.ipynb #5204b921
+# %% ../nbs/00_foundations/07_cli.ipynb #b69ea5ad
 def execute(
     path: str | Path,  # the notebook
     name: str,  # name of what is left in `folder`
@@ -148,31 +152,23 @@ def execute(
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         cell.outputs, cell.execution_count = [], None
     nb.metadata.pop("widgets", None)
-    record, run, client = folder / "record", _facts(nb, scale), _client(nb, folder)
+    record, client, run = folder / "record", _client(nb, folder), {"scale": scale, "sha256": code_sha256(nb)}
     shutil.rmtree(record, ignore_errors=True)
 
     def finish(seconds):
-        run["seconds"] = round(seconds, 1)
+        run.update(_facts(client), seconds=round(seconds, 1), date=datetime.date.today().isoformat())
         write_atomic(record / f"{name}.json",
                      json.dumps({"chapter": name, "runs": [run], "claims": _claims(record)}, ensure_ascii=False))
 
     failed = _attempt(client, finish, os.environ | {"PONDERLEARN_SCALE": scale, "PONDERLEARN_RECORD": str(record)})
     return Execution(nb, run, _claims(record), failed, client.current if failed else None)
 
-# %% ../nbs/00_foundations/07_cli.ipynb #8c55426d
+# %% ../nbs/00_foundations/07_cli.ipynb #d21114cf
 def _claims(folder):
     "The claims recorded in a folder, each once."
     files = sorted(folder.glob("*.json"))
     rows = [row for f in files for row in json.loads(f.read_text(encoding="utf-8"))["claims"]]
     return list({(r["claim"], r["scale"], r["device"]): r for r in rows}.values())
-
-def _facts(nb, scale):
-    "Where a run comes from, all but its seconds."
-    import torch
-
-    return {"scale": scale, "device": course.device().type, "torch": torch.__version__,
-            "python": platform.python_version(), "seconds": None, "date": datetime.date.today().isoformat(),
-            "sha256": code_sha256(nb)}
 
 def _attempt(client, finish, environment):
     "Run the cells; the error that stopped them, or None."
@@ -185,6 +181,21 @@ def _attempt(client, finish, environment):
     except (CellExecutionError, DeadKernelError, KeyboardInterrupt) as e:
         return e
     return None
+
+# %% ../nbs/00_foundations/07_cli.ipynb #32124877
+def _facts(client):
+    "Where a run comes from, asked of the kernel by a cell that leaves no trace in the notebook."
+    from nbformat.v4 import new_code_cell
+
+    client.nb.cells.append(new_code_cell(_QUESTION))
+    cell = client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
+    client.nb.cells.pop()
+    return json.loads(cell.outputs[-1]["text"])
+
+_QUESTION = """import json as _json, sys as _sys, platform as _platform, ponderlearn.course as _course
+from importlib.metadata import version as _version
+print(_json.dumps({"device": _course.device().type if "torch" in _sys.modules else "cpu",
+                   "torch": _version("torch"), "python": _platform.python_version()}))"""
 
 # %% ../nbs/00_foundations/07_cli.ipynb #83e6676d
 def _exporter():
@@ -229,7 +240,7 @@ def _directive(source, name):
     found = re.search(rf"(?m)^#\|\s*{name}\s*(?::\s*(.*))?$", source)
     return None if found is None else (found[1] or "").strip().strip("\"'")
 
-# %% ../nbs/00_foundations/07_cli.ipynb #7498b4f7
+# %% ../nbs/00_foundations/07_cli.ipynb #571346bc
 def html_page(
     nb,  # an executed notebook, as nbformat reads it
     title: str,  # title of the page
@@ -242,7 +253,7 @@ def html_page(
     nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and _hidden(c.source))]
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         alt = _directive(cell.source, "fig-alt")
-        cell.metadata["transient"] = {"remove_source": _directive(cell.source, "echo") == "false"}
+        cell["transient"] = {"remove_source": _directive(cell.source, "echo") == "false"}
         cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
         for output in cell.outputs:
             data = output.get("data", {})
@@ -347,26 +358,25 @@ def _written(c):
         _fail(f"the chapter {c.name!r} is announced but not written yet; see: ponderlearn list")
     return course_root() / c.notebook
 
-# %% ../nbs/00_foundations/07_cli.ipynb #1101aae8
+# %% ../nbs/00_foundations/07_cli.ipynb #31d94f0c
 def _leave(done, name, folder):
     "Write the executed notebook and its page; after an error, say where it stopped and leave with status 1."
     import nbformat
 
     notebook = write_atomic(folder / f"{name}.ipynb", nbformat.writes(done.notebook) + "\n")
-    page = write_atomic(folder / f"{name}.html", html_page(done.notebook, name))
-    console = _console()
     if done.error is None:
-        console.print(f"Executed notebook: {notebook}\nHTML page:         {page}", soft_wrap=True)
+        page = write_atomic(folder / f"{name}.html", html_page(done.notebook, name))
+        _console().print(f"Executed notebook: {notebook}\nHTML page:         {page}", soft_wrap=True)
         return
+    cell = done.cell or {"source": "", "outputs": []}
+    codes = [c for c in done.notebook["cells"] if c["cell_type"] == "code"]
+    place = f"code cell {codes.index(cell) + 1} of {len(codes)}" if cell in codes else "the start"
+    source = "\n".join("    " + line for line in cell["source"].splitlines())
+    traces = ["\n".join(o["traceback"]) for o in cell["outputs"] if o["output_type"] == "error"]
+    text = "".join(traces) or f"{type(done.error).__name__}: {done.error} (a kernel that dies is often out of memory)"
     stderr = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    number = done.notebook["cells"].index(done.cell) if done.cell else 0
-    stderr.print(f"\nThe run stopped at cell {number}:\n", style="bold red")
-    stderr.print("\n".join("    " + line for line in (done.cell or {"source": ""})["source"].splitlines()) + "\n")
-    if isinstance(done.error, KeyboardInterrupt):
-        text = "interrupted"
-    else:
-        text = getattr(done.error, "traceback", None) or f"{done.error} (a kernel that dies is often out of memory)"
-    stderr.print(text if stderr.is_terminal else re.sub(r"\x1b\[[0-9;]*m", "", text))
+    stderr.print(f"\nThe run stopped at {place}:\n", style="bold red")
+    stderr.print(f"{source}\n\n" + (text if stderr.is_terminal else re.sub(r"\x1b\[[0-9;]*m", "", text)))
     _fail(f"{name} stopped; what was computed so far is in {notebook}")
 
 # %% ../nbs/00_foundations/07_cli.ipynb #fc6fc9c5

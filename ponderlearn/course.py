@@ -629,7 +629,7 @@ def claims_table(
     return html_table(["claim", "paper", "here [95 % interval]", "seeds", "rule", "holds?"], cells,
                       f"Measured at scale {scale()}")
 
-# %% ../nbs/00_foundations/01_course.ipynb #a3931544
+# %% ../nbs/00_foundations/01_course.ipynb #fc041847
 def _stored(name):
     "The committed results of a chapter: {'chapter', 'runs', 'claims'}."
     file = course_root() / "results" / f"{name}.json"
@@ -650,6 +650,7 @@ def runs(
         found |= {(r["scale"], r["device"]): r for r in json.loads(now.read_text(encoding="utf-8"))["runs"]}
     return list(found.values())
 
+# %% ../nbs/00_foundations/01_course.ipynb #87a710e4
 def results(
     chapter: str | None = None,  # a chapter's name; all chapters if None
 ) -> list[dict]:
