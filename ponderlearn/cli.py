@@ -190,7 +190,7 @@ def _facts(client):
     client.nb.cells.append(new_code_cell(_QUESTION))
     cell = client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
     client.nb.cells.pop()
-    return json.loads(cell.outputs[-1]["text"])
+    return json.loads("".join(o.get("text", "") for o in cell.outputs))
 
 _QUESTION = """import json as _json, sys as _sys, platform as _platform, ponderlearn.course as _course
 from importlib.metadata import version as _version
