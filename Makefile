@@ -94,11 +94,16 @@ bench: .venv-bench/.bench ## each method beside its best peer; writes results/be
 	@for script in benchmarks/[a-z]*.py; do echo "$$script"; .venv-bench/bin/python "$$script" || exit 1; done
 
 docs: $(VENV)/.dev ## build the site into docs/_build
-	@command -v npm >/dev/null || { echo "The site needs npm (Node.js): it brings MathJax and the widgets' scripts" >&2; exit 1; }
-	@cd docs && npm ci --silent
-	@$(BIN)/sphinx-build -q -c docs . docs/_build
+	@command -v npm >/dev/null || { \
+	echo "The site needs npm (Node.js): npm brings MathJax, RequireJS, the widgets' scripts and the fonts." >&2; \
+	echo "On Debian and Ubuntu: apt install npm. Elsewhere: nodejs.org. The course itself does not need it." >&2; exit 1; }
+	@[ docs/node_modules/.package-lock.json -nt docs/package-lock.json ] || \
+	{ cd docs && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; }
+	@$(BIN)/python docs/vendor.py
+	@$(BIN)/sphinx-build -q -W --keep-going -c docs -d docs/.cache/doctrees . docs/_build
+	@echo "The site is in docs/_build: open docs/_build/index.html, or make docs-serve"
 
-docs-serve: docs ## show the site on this machine
+docs-serve: docs ## show the site on this machine alone, at http://127.0.0.1:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build 8000
 
 readme: $(VENV)/.dev ## make README.md from index.ipynb
@@ -111,7 +116,7 @@ constraints: $(VENV)/.dev ## write the installed versions to constraints.txt
 	@mv constraints.tmp constraints.txt
 
 clean: ## remove what tests, builds and runs leave; environments stay
-	@rm -rf build dist *.egg-info _runs docs/_build docs/_static/vendor docs/node_modules _proc .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info _runs docs/_build docs/.cache docs/api docs/_static/vendor docs/node_modules _proc .pytest_cache .ruff_cache .hypothesis
 	@find . -name '.venv*' -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
 
 distclean: clean ## remove the environments too

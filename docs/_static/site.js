@@ -1,0 +1,55 @@
+// Small things that Sphinx and the widget manager leave open. The pages read without this script.
+(() => {
+  // Sliders: the manager gives them a role but no name. Theirs is the label that stands beside them.
+  const name = () => {
+    for (const handle of document.querySelectorAll('.jupyter-widgets [role="slider"]:not([aria-label])')) {
+      const box = handle.closest(".widget-slider, .widget-inline-hbox, .jupyter-widgets");
+      const label = box?.querySelector(".widget-label")?.textContent.trim();
+      handle.setAttribute("aria-label", label || "value");
+    }
+  };
+  if (document.querySelector('script[type="application/vnd.jupyter.widget-view+json"]')) {
+    new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+    name();
+  }
+
+  // What scrolls sideways can be reached from the keyboard.
+  const reach = () => {
+    for (const box of document.querySelectorAll(".bd-article pre, .bd-article div.math, .bd-article .text_html, .pst-scrollable-table-container")) {
+      const wide = box.scrollWidth > box.clientWidth + 1;
+      if (wide && !box.hasAttribute("tabindex")) box.setAttribute("tabindex", "0");
+    }
+  };
+  window.addEventListener("load", reach);
+  window.addEventListener("resize", reach);
+
+  // A link to something inside a closed fold opens the fold; printing opens all of them.
+  const unfold = () => {
+    const id = decodeURIComponent(location.hash.slice(1));
+    const target = id && document.getElementById(id);
+    for (let e = target; e; e = e.parentElement) if (e.tagName === "DETAILS") e.open = true;
+    if (target?.querySelector(":scope > details.hide")) target.querySelector(":scope > details.hide").open = true;
+    target?.scrollIntoView();
+  };
+  window.addEventListener("hashchange", unfold);
+  if (location.hash) window.addEventListener("load", unfold);
+  window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => {
+    if (!d.open) { d.open = true; d.dataset.printed = "1"; }
+  }));
+  window.addEventListener("afterprint", () => document.querySelectorAll("details[data-printed]").forEach((d) => {
+    d.open = false; delete d.dataset.printed;
+  }));
+  document.querySelectorAll(".tag_fold-open > details.hide").forEach((d) => { d.open = true; });
+
+  // From a file, a browser may not read other pages: the search then lists titles without excerpts.
+  if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
+    DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+    const results = document.getElementById("search-results");
+    if (results) {
+      const note = document.createElement("p");
+      note.className = "from-file";
+      note.textContent = "You read the site from files: the search lists the pages without excerpts. Everything else works.";
+      results.before(note);
+    }
+  }
+})();
