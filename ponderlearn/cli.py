@@ -105,7 +105,7 @@ def _client(nb, folder):
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
     return nbclient.NotebookClient(nb, km=AsyncKernelManager(kernel_spec_manager=ThisPython()), timeout=None,
-                                   resources={"metadata": {"path": str(folder)}}, store_widget_state=True)
+                                   resources={"metadata": {"path": str(folder)}}, store_widget_state=True, coalesce_streams=True)
 
 # %% ../nbs/00_foundations/07_cli.ipynb #1081e06a
 class Execution(NamedTuple):
