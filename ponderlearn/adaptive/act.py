@@ -83,20 +83,23 @@ def ponder_cost(
         return cost.sum() / mask.sum()
     return cost.mean() if reduction == "mean" else cost.sum() / (len(cost) if reduction == "batchmean" else 1)
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #ff98e125
+# %% ../../nbs/01_adaptive/01_act.ipynb #af30cbcc
+_NESTED = "be a tensor or a tuple, list or dict of them"
+
 def _map(f: Callable, tree, *others):
     "Apply `f` to each tensor of a nested state (and to its counterparts in `others`)."
     if isinstance(tree, Tensor):
         return f(tree, *others)
     if isinstance(tree, dict):
         return {key: _map(f, part, *(o[key] for o in others)) for key, part in tree.items()}
-    check(isinstance(tree, (tuple, list)), "state", "be a tensor or a tuple, list or dict of them", tree, TypeError)
+    check(isinstance(tree, (tuple, list)), "state", _NESTED, tree, TypeError)
     parts = [_map(f, *p) for p in zip(tree, *others, strict=True)]
     return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
 
 def _first(tree) -> Tensor:
     "The first tensor of a nested state: what a linear halting unit reads and what a sequence layer returns."
     while not isinstance(tree, Tensor):
+        check(isinstance(tree, (tuple, list, dict)), "state", _NESTED, tree, TypeError)
         tree = next(iter(tree.values() if isinstance(tree, dict) else tree))
     return tree
 
