@@ -528,7 +528,7 @@ def _font_line():
         return "fonts", 'no matplotlib: pip install "ponderlearn[course]"'
     return "fonts", "DejaVu Sans" if "DejaVu Sans" in get_font_names() else "DejaVu Sans is missing: reinstall matplotlib"
 
-# %% ../nbs/00_foundations/07_cli.ipynb #fa405f9e
+# %% ../nbs/00_foundations/07_cli.ipynb #8824f47f
 @app.command()
 def doctor() -> None:
     "Check the installation: Python, PyTorch, extras, scale, device, threads, fonts, and what is missing."
@@ -543,10 +543,10 @@ def doctor() -> None:
     _console().print(_table(["what", "state"], lines))
 
 def main() -> None:
-    "Entry point of the command `ponderlearn`: a missing extra is one sentence and exit status 1."
+    "Entry point of the command `ponderlearn`: a missing extra or a full disk is one sentence and exit status 1."
     try:
         app()
-    except ImportError as e:
+    except (ImportError, OSError) as e:
         if isinstance(e, ModuleNotFoundError):
             raise
         print(f"error: {e}", file=sys.stderr)
