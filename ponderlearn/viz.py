@@ -233,12 +233,12 @@ class Table:
         lines.insert(1, "  ".join("-" * w for w in wide))
         return "\n".join([self.caption, *lines] if self.caption else lines)
 
-# %% ../nbs/00_foundations/06_viz.ipynb #57d3654b
+# %% ../nbs/00_foundations/06_viz.ipynb #dc9dd393
 def table(
     rows,  # list of dicts (one a row), or a pandas DataFrame (an index with a name becomes the first column)
     *,
     caption: str | None = None,  # what the table holds
-    fmt: str | Mapping | None = None,  # ".3f" for all but integer columns, or a dict column -> ".3f" or function
+    fmt: str | Callable | Mapping | None = None,  # ".3f" or function, for all but integer columns; or a dict column -> it
 ) -> Table:
     """A table with real headings: the first column names the rows.
 
@@ -255,7 +255,7 @@ def table(
     check(not unknown, "fmt", f"name columns of the table ({', '.join(map(str, columns))})", str(unknown))
     whole = {c for c in columns if all(isinstance(row.get(c), (int, np.integer)) for row in rows)}
     specs = {c: fmt.get(c) if isinstance(fmt, Mapping) else None if c in whole else fmt for c in columns}
-    number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+    number = lambda v: isinstance(v, (int, float, np.number, torch.Tensor)) and not isinstance(v, bool)
     numeric = [all(number(row.get(c)) or row.get(c) is None for row in rows) for c in columns]
     cells = [[_cell(row.get(c), specs[c]) for c in columns] for row in rows]
     return Table([str(c) for c in columns], cells, numeric, caption)

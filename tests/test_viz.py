@@ -155,6 +155,12 @@ def test_table_from_a_dataframe_with_groups():
         ["0.5", "3", "2", "[0.1, –]"]]
 
 
+def test_table_formats_by_function():
+    rows = [{"x": "a", "loss": 0.5, "n": 3}]
+    assert viz.table(rows, fmt={"loss": lambda v: f"{v:.0%}", "n": "03d"}).cells == [["a", "50%", "003"]]
+    assert viz.table(rows, fmt=lambda v: f"<{v}>").cells == [["<a>", "<0.5>", "3"]]
+
+
 def test_table_refuses_what_is_no_table():
     with pytest.raises(TypeError, match=r"^rows must be a list of dicts or a DataFrame, got "):
         viz.table([1, 2])
