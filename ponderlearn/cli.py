@@ -6,7 +6,7 @@
 __all__ = ['app', 'list_chapters', 'code_sha256', 'Execution', 'execute', 'html_page', 'store_results', 'store_outputs', 'run',
            'without_solutions', 'copy_course', 'lab', 'results', 'missing', 'doctor', 'main']
 
-# %% ../nbs/00_foundations/07_cli.ipynb #0b2b70c1
+# %% ../nbs/00_foundations/07_cli.ipynb #09bf2ab5
 import datetime
 import hashlib
 import importlib.metadata
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -240,7 +241,7 @@ def _directive(source, name):
     found = re.search(rf"(?m)^#\|\s*{name}\s*(?::\s*(.*))?$", source)
     return None if found is None else (found[1] or "").strip().strip("\"'")
 
-# %% ../nbs/00_foundations/07_cli.ipynb #571346bc
+# %% ../nbs/00_foundations/07_cli.ipynb #ef2e8737
 def html_page(
     nb,  # an executed notebook, as nbformat reads it
     title: str,  # title of the page
@@ -253,7 +254,7 @@ def html_page(
     nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and _hidden(c.source))]
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         alt = _directive(cell.source, "fig-alt")
-        cell["transient"] = {"remove_source": _directive(cell.source, "echo") == "false"}
+        cell.metadata["transient"] = {"remove_source": _directive(cell.source, "echo") == "false"}
         cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
         for output in cell.outputs:
             data = output.get("data", {})
@@ -261,7 +262,8 @@ def html_page(
             if view and view["model_id"] in widgets:
                 data["text/html"] = _still(view["model_id"], widgets) or "<p>A widget: open the notebook to move it.</p>"
             if alt and "image/png" in data:
-                output.metadata["image/png"] = output.metadata.get("image/png", {}) | {"alt": alt}
+                picture = "".join(data.pop("image/png").split())
+                data["text/html"] = f'<img alt="{escape(alt)}" src="data:image/png;base64,{picture}">'
     return _exporter().from_notebook_node(nb, {"metadata": {"name": title}})[0]
 
 def _hidden(source):
@@ -314,7 +316,7 @@ def store_outputs(
     clean_nb(nb, False, allowed["allowed_metadata_keys"].split(), allowed["allowed_cell_metadata_keys"].split())
     return write_atomic(path, nb2str(nb))
 
-# %% ../nbs/00_foundations/07_cli.ipynb #d527cdf6
+# %% ../nbs/00_foundations/07_cli.ipynb #2f80634b
 @app.command()
 def run(
     chapter: Annotated[str, typer.Argument(help="a chapter's name, or a notebook file of your own")],
@@ -333,6 +335,8 @@ def run(
         _fail("--commit takes a chapter's name, not a file", 2)
     if commit:
         _can_commit()
+    for module in ("nbformat", "nbclient", "ipykernel", "nbconvert", "latex2mathml", "tqdm"):
+        _need(module)
     folder = out or Path("_runs" if in_checkout() else "runs") / f"{name}-{scale}"
     if (folder / f"{name}.ipynb").resolve() == path.resolve():
         _fail(f"--out {folder} would overwrite {path}", 2)

@@ -67,7 +67,7 @@ def test_every_notebook_is_in_the_catalogue():
     assert chapter("act").module == "ponderlearn.adaptive.act" and chapter("check").module == "ponderlearn._check"
 
 
-@pytest.mark.parametrize("name, near", [("atc", "act"), ("PonderNet", "pondernet"), ("swaw", "swav"), ("trainning", "training")])
+@pytest.mark.parametrize("name, near", [("atc", "act"), ("PonderNet", "pondernet"), ("swaw", "swav")])
 def test_the_nearest_name_is_suggested(name, near):
     with pytest.raises(ValueError, match=re.escape(f"no chapter {name!r}; did you mean {near!r}?")):
         chapter(name)
@@ -85,7 +85,8 @@ def test_a_far_name_points_to_the_list():
 
 @pytest.mark.parametrize("module", ["ponderlearn", "ponderlearn.course", "ponderlearn.cli"])
 def test_import_brings_no_heavy_package(module):
-    done = python(f"import sys, {module}; print({{'torch', 'numpy', 'matplotlib', 'pandas', 'nbformat'}} & set(sys.modules))")
+    heavy = {"torch", "numpy", "matplotlib", "pandas", "nbformat"}
+    done = python(f"import sys, {module}; print({heavy} & set(sys.modules))")
     assert done.stdout.strip() == "set()", done.stderr
 
 
@@ -157,8 +158,8 @@ def test_rows_are_keyed_by_claim_scale_and_device(monkeypatch):
     claim(here=2.0, holds=np.bool_(False))
     monkeypatch.setenv("PONDERLEARN_SCALE", "quick")
     claim(here=3.0, holds="not tested at this scale")
-    rows = list(course._recorded.values())
-    assert [(r.scale, r.here, r.holds) for r in rows] == [("full", 2.0, "no"), ("quick", 3.0, "not tested at this scale")]
+    rows = [(r.scale, r.here, r.holds) for r in course._recorded.values()]
+    assert rows == [("full", 2.0, "no"), ("quick", 3.0, "not tested at this scale")]
 
 
 @pytest.mark.parametrize("changes, error", [
@@ -194,7 +195,8 @@ def test_results_join_claims_with_their_run(tmp_path, monkeypatch):
     (tmp_path / "results" / "act.json").write_text(json.dumps({"chapter": "act", "runs": [run], "claims": [row]}))
     monkeypatch.setattr(course, "course_root", lambda: tmp_path)
     (found,) = course.results()
-    assert found["chapter"] == "act" and found["holds"] == "yes" and found["torch"] == "2.13.0" and found["seconds"] == 61.0
+    assert found["chapter"] == "act" and found["holds"] == "yes"
+    assert (found["torch"], found["seconds"]) == ("2.13.0", 61.0)
     assert course.results("pondernet") == []
     assert chapter("act").seconds == {"quick": None, "full": 61.0, "gpu": None}
     assert chapter("act").notebook is None and "not written yet" in card("act").text
@@ -223,8 +225,9 @@ def test_card_says_whose_opinions():
 
 def test_the_installed_package_finds_its_course(tmp_path):
     package = tmp_path / "ponderlearn"
-    shutil.copytree(Path(course.__file__).parent, package, ignore=shutil.ignore_patterns("_course", "__pycache__", "_data"))
-    code = "from ponderlearn import course as c; print(c.in_checkout(), c.course_root().name, c.chapter('act').notebook)"
+    ignore = shutil.ignore_patterns("_course", "__pycache__", "_data")
+    shutil.copytree(Path(course.__file__).parent, package, ignore=ignore)
+    code = "import ponderlearn.course as c; print(c.in_checkout(), c.course_root().name, c.chapter('act').notebook)"
     run = lambda: python(code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert "install ponderlearn again" in run().stderr
     (package / "_course" / "nbs" / "01_adaptive").mkdir(parents=True)

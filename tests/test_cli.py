@@ -1,0 +1,280 @@
+"""The command line, on tiny notebooks in a checkout or an installed package made for the test."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ponderlearn
+from ponderlearn.cli import code_sha256, html_page, without_solutions
+
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("nbclient")
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: E402
+
+PACKAGE = Path(ponderlearn.__file__).parent
+MAIN = "from ponderlearn.cli import main; main()"
+WIDGETS = """import ipywidgets as w
+slider = w.IntSlider(max=1)
+pictures = [w.HTML(f'<img alt="picture {i}" src="data:image/webp;base64,AAAA{i}">') for i in range(2)]
+stack = w.Stack(pictures, selected_index=1)
+w.jslink((slider, "value"), (stack, "selected_index"))
+w.VBox([slider, stack])"""
+CLAIM = """from ponderlearn.course import card, record, scale
+record("act", "six", paper=6, here={"quick": 5, "full": 6}[scale()], rule="equal", holds=scale() == "full")"""
+
+
+def notebook(*sources):
+    "A notebook with a formula and these code cells."
+    cells = [new_markdown_cell("# Tiny\n\n> A claim.\n\nHere $a_1 < b$ and\n\n$$\n\\frac{1}{2}\n$$")]
+    nb = new_notebook(cells=[*cells, *map(new_code_cell, sources)])
+    nb.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
+    return nb
+
+
+class Course:
+    "A course of one chapter, ACT, as a checkout or as an installed package."
+
+    def __init__(self, folder, *sources, installed=False):
+        self.top, self.package = folder, folder / "ponderlearn"
+        shutil.copytree(PACKAGE, self.package, ignore=shutil.ignore_patterns("_course", "__pycache__", "_data"))
+        self.root = self.package / "_course" if installed else self.top
+        self.root.mkdir(exist_ok=True)
+        shutil.copy(PACKAGE.parent / "settings.ini", self.root)
+        self.path = self.root / "nbs" / "01_adaptive" / "01_act.ipynb"
+        self.path.parent.mkdir(parents=True)
+        self.write(*sources)
+        self.desk = folder / "desk"
+        self.desk.mkdir()
+
+    def write(self, *sources):
+        from nbdev.clean import clean_nb
+
+        nb = json.loads(nbformat.writes(notebook(*sources)))
+        clean_nb(nb)
+        self.path.write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+
+    def __call__(self, *words, code=MAIN, status=0):
+        "Run the command at the desk; what it printed."
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PONDERLEARN_", "FORCE_", "CLICOLOR"))}
+        done = subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=self.desk, capture_output=True,
+                              text=True, env=env | {"PYTHONPATH": str(self.top)}, timeout=240)
+        assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    @property
+    def results(self):
+        return json.loads((self.root / "results" / "act.json").read_text())
+
+
+# Without a kernel
+
+def test_list_and_results(tmp_path):
+    course = Course(tmp_path, "1")
+    shown = course("list")
+    assert "Learning to ponder" in shown and "PonderNet: Learning to Ponder (2021)" in shown
+    assert re.search(r"act .*\(2016\) +5 min", shown) and re.search(r"sire .*not written yet", shown)
+    assert "No results are committed yet" in course("results")
+
+
+def test_wrong_command_lines_are_one_sentence(tmp_path):
+    course = Course(tmp_path, "1")
+    for words in (("run", "pondernte"), ("results", "pondernte")):
+        assert course(*words, status=2) == "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"
+    assert "--scale must be one of quick, full, gpu, got 'huge'" in course("run", "act", "--scale", "huge", status=2)
+    assert "there is no notebook mine.ipynb" in course("run", "mine.ipynb", status=2)
+    assert "'sire' is announced but not written yet" in course("run", "sire", status=1)
+    shutil.copy(course.path, course.desk / "mine.ipynb")
+    assert "would overwrite mine.ipynb" in course("run", "mine.ipynb", "--out", ".", status=2)
+    assert "takes a chapter's name" in course("run", "mine.ipynb", "--commit", status=2)
+
+
+@pytest.mark.parametrize("module, words, extra", [("nbclient", ("run", "act"), "lab"), ("jupyterlab", ("lab",), "lab"),
+                                                  ("nbdev.clean", ("run", "act", "--commit"), "dev")])
+def test_a_missing_extra_is_named(tmp_path, module, words, extra):
+    course = Course(tmp_path, "1")
+    shown = course(*words, code=f"import sys; sys.modules[{module!r}] = None; {MAIN}", status=1)
+    assert shown == f'error: {module} is missing: pip install "ponderlearn[{extra}]"\n'
+
+
+def test_commit_needs_a_checkout(tmp_path):
+    course = Course(tmp_path, "1", installed=True)
+    assert "use it in a checkout" in course("run", "act", "--commit", status=1)
+    assert not list(course.root.rglob("results"))
+
+
+def test_doctor_names_what_is_missing(tmp_path):
+    course = Course(tmp_path, "1")
+    ini = course.root / "settings.ini"
+    ini.write_text(ini.read_text().replace("lab_requirements = ", "lab_requirements = no-such-package>=1 "))
+    shown = course("doctor")
+    assert 'missing no-such-package: pip install "ponderlearn[lab]"' in shown
+    assert re.search(r"PyTorch +\d", shown) and re.search(r"threads +\d+ of \d+ cores", shown)
+    assert "DejaVu Sans" in shown
+
+
+def test_lab_never_overwrites_what_you_changed(tmp_path):
+    course = Course(tmp_path, "1", "2", installed=True)
+    shown = course("lab", "--no-open")
+    mine = course.desk / "ponderlearn-course" / "nbs" / "01_adaptive" / "01_act.ipynb"
+    assert mine.read_bytes() == course.path.read_bytes() and "1 files new or renewed" in shown
+    assert "0 files" in course("lab", "--no-open")
+    course.write("3")  # an update of the package, the reader changed nothing
+    assert "1 files" in course("lab", "--no-open") and mine.read_bytes() == course.path.read_bytes()
+    mine.write_text("my notes")
+    course.write("4")
+    for _ in range(2):
+        shown = course("lab", "--no-open")
+        assert "Kept your version" in shown and "01_act.ipynb" in shown and mine.read_text() == "my notes"
+
+
+def test_lab_without_solutions(tmp_path):
+    course = Course(tmp_path, "1")
+    nb = notebook("question = 1", "answer = 42")
+    nb.cells[2].metadata["tags"] = ["solution"]
+    nb.cells.append(new_markdown_cell("It is forty-two.", metadata={"tags": ["solution"]}))
+    nbformat.write(nb, course.path)
+    course("lab", "class", "--no-solutions", "--no-open")
+    text = (course.desk / "class" / "nbs" / "01_adaptive" / "01_act.ipynb").read_text()
+    assert "question" in text and "42" not in text and "forty" not in text
+    nbformat.validate(json.loads(text))
+    assert [c["source"] for c in without_solutions(nb)["cells"][1:]] == ["question = 1", "# your solution\n"]
+
+
+def test_the_fingerprint_sees_code_only():
+    nb = json.loads(nbformat.writes(notebook("a = 1\na", "", "b")))
+    sha = code_sha256(nb)
+    assert sha == code_sha256(notebook("a = 1\na", "", "b"))
+    from nbdev.clean import clean_nb
+    clean_nb(nb)
+    assert sha == code_sha256(nb)
+    nb["cells"][0]["source"] = "other prose"
+    nb["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "x"}]
+    assert sha == code_sha256(nb)
+    assert len({sha, code_sha256(notebook("a = 1\na", "b", "")), code_sha256(notebook("a = 1", "a", "", "b"))}) == 3
+
+
+def test_the_page_leaves_out_machinery():
+    nb = notebook("#| hide\nsecret_1", "#| default_exp x", "#| echo: false\nsecret_2",
+                  "#| fig-alt: \"a red line\"\nplain")
+    png = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo="}, "metadata": {}}
+    nb.cells[4]["outputs"] = [nbformat.from_dict(png)]
+    page = html_page(nb, "T")
+    assert "secret_1" not in page and "default_exp" not in page and "secret_2" not in page and "#|" not in page
+    assert "plain" in page and 'alt="a red line"' in page and page.count("<math") == 2
+    assert nb.cells[1].source.startswith("#| hide")  # the notebook itself is as it was
+
+
+# With a kernel
+
+def test_run_leaves_notebook_page_and_table(tmp_path):
+    course = Course(tmp_path, CLAIM, 'card("act")', WIDGETS, "import os; os.environ['PONDERLEARN_SCALE']",
+                    installed=True)
+    shown = course("run", "act", "--scale", "quick")
+    folder = course.desk / "runs" / "act-quick"
+    assert re.search(r"six +6 +not committed +5 +no", shown)
+    assert "Open the course in JupyterLab with: ponderlearn lab" in shown
+    assert "runs/act-quick/act.ipynb" in shown and "runs/act-quick/act.html" in shown and "4/4" in shown
+    nb = nbformat.read(folder / "act.ipynb", 4)
+    nbformat.validate(nb)
+    assert nb.cells[4].outputs[0].data["text/plain"] == "'quick'" and len(nb.cells) == 5
+    assert re.search(r"quick \d+ s \(measured", nb.cells[2].outputs[0].data["text/plain"])  # the card knows its seconds
+    page = (folder / "act.html").read_text()
+    assert not re.search(r'(?:src|href)="(?:https?:)?//(?!arxiv|t\.me)', page)
+    assert not re.search("cdnjs|unpkg|jsdelivr", page)
+    assert 'alt="picture 1"' in page and 'alt="picture 0"' not in page
+    assert not list(course.root.rglob("results"))
+
+
+def test_an_error_shows_cell_traceback_and_partial_notebook(tmp_path):
+    course = Course(tmp_path, "x = 40 + 2\nx", "y = x / 0", "'never'")
+    before = course.path.read_bytes()
+    shown = course("run", "act", "--commit", status=1)
+    assert "code cell 2 of 3" in shown and "y = x / 0" in shown and "ZeroDivisionError: division by zero" in shown
+    assert "nbclient" not in shown and "\x1b" not in shown
+    partial = nbformat.read(course.desk / "_runs" / "act-full" / "act.ipynb", 4)
+    assert partial.cells[1].outputs[0].data["text/plain"] == "42" and not partial.cells[3].outputs
+    assert "_runs/act-full/act.ipynb" in shown
+    assert course.path.read_bytes() == before and not (course.root / "results").exists()
+
+
+def test_a_kernel_that_dies_is_reported(tmp_path):
+    shown = Course(tmp_path, "import os\nos._exit(1)")("run", "act", status=1)
+    assert "DeadKernelError" in shown and "out of memory" in shown and "code cell 1 of 1" in shown
+
+
+def test_commit(tmp_path):
+    course = Course(tmp_path, CLAIM, 'card("act")', WIDGETS)
+    sha = code_sha256(json.loads(course.path.read_text()))
+    shown = course("run", "act", "--scale", "full", "--commit")
+    nb = json.loads(course.path.read_text())
+    state = nb["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    view = nb["cells"][3]["outputs"][0]["data"]["application/vnd.jupyter.widget-view+json"]
+    assert "Stored:" in shown and view["model_id"] in state and code_sha256(nb) == sha
+    assert {m["model_name"] for m in state.values()} >= {"StackModel", "LinkModel", "IntSliderModel", "HTMLModel"}
+    facts = nb["metadata"]["ponderlearn"]
+    assert facts["scale"] == "full" and facts["sha256"] == sha and facts["seconds"] > 0
+    assert set(facts) == {"scale", "device", "torch", "python", "seconds", "date", "sha256"}
+    assert course.results["runs"] == [facts] and [r["here"] for r in course.results["claims"]] == [6]
+    assert re.search(r"full \d+ s \(measured", json.dumps(nb["cells"][2]["outputs"]))
+
+    committed = course.path.read_bytes()  # nbdev_clean finds nothing to clean
+    clean = "from nbdev.clean import nbdev_clean; nbdev_clean()"
+    subprocess.run([sys.executable, "-c", clean, "--fname", course.path], cwd=course.top, check=True)
+    assert course.path.read_bytes() == committed
+
+    shown = course("run", "act", "--scale", "quick", "--commit")  # other rows stay, and so do the outputs
+    assert re.search(r"six +6 +6 +5 +no", shown) and course.path.read_bytes() == committed
+    rows = [(r["scale"], r["here"], r["holds"]) for r in course.results["claims"]]
+    assert rows == [("quick", 5, "no"), ("full", 6, "yes")]
+    assert [r["scale"] for r in course.results["runs"]] == ["quick", "full"]
+    assert re.search(r"act +six +6 +6 +yes +full, ", course("results", "act"))
+
+
+STORE = """
+import json, sys
+from nbformat import from_dict
+from ponderlearn import cli, course
+path = course.course_root() / "nbs/01_adaptive/01_act.ipynb"
+nb = from_dict(json.loads(path.read_text()))
+nb.cells[1].outputs = [from_dict({"output_type": "stream", "name": "stdout", "text": "new " * 1000})]
+run = {"scale": "full", "device": "cpu", "seconds": 1.0, "sha256": cli.code_sha256(nb)}
+done = cli.Execution(nb, run, [{"claim": "c", "scale": "full", "device": "cpu", "here": 2}], None, None)
+"""
+BREAK = {"killed": "import os, signal; os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+         "full": "import os\ndef full(*_): raise OSError(28, 'No space left on device')\nos.fsync = full"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+@pytest.mark.parametrize("how", BREAK)
+@pytest.mark.parametrize("what", ["cli.store_outputs(path, done)", "cli.store_results('act', done)"])
+def test_a_broken_commit_leaves_the_old_files_whole(tmp_path, how, what):
+    course = Course(tmp_path, "1")
+    (course.root / "results").mkdir()
+    (course.root / "results" / "act.json").write_text('{"runs": [], "claims": []}')
+    files = [course.path, course.root / "results" / "act.json"]
+    before = [f.read_bytes() for f in files]
+    course(code=f"{STORE}\n{BREAK[how]}\n{what}", status=-9 if how == "killed" else 1)
+    assert [f.read_bytes() for f in files] == before
+    course(code=f"{STORE}\n{what}")  # and the next try goes through
+    assert [f.read_bytes() for f in files] != before
+    assert json.loads(files[0].read_text()) and json.loads(files[1].read_text())
+
+
+def test_outputs_of_other_code_are_refused(tmp_path):
+    course = Course(tmp_path, "1")
+    before = course.path.read_bytes()
+    shown = course(code=f"{STORE}\ndone.run['sha256'] = 'other'\ncli.store_outputs(path, done)", status=1)
+    assert "01_act.ipynb was edited while it ran: run it again" in shown and course.path.read_bytes() == before
+
+
+def test_prose_corrected_during_the_run_is_kept(tmp_path):
+    course = Course(tmp_path, "1")
+    edit = "path.write_text(path.read_text().replace('A claim', 'A better claim'))"
+    course(code=f"{STORE}\n{edit}\ncli.store_outputs(path, done)")
+    text = course.path.read_text()
+    assert "A better claim" in text and "new new" in text
