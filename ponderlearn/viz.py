@@ -64,7 +64,22 @@ def _interval(ys: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray, np.
     half = stats.t.ppf((1 + level) / 2, n - 1) * ys.std(0, ddof=1) / math.sqrt(n)
     return mean, mean - half, mean + half
 
-# %% ../nbs/00_foundations/06_viz.ipynb #8401ab13
+# %% ../nbs/00_foundations/06_viz.ipynb #078e81a5
+def _groups(groups, labels, colors, paired) -> tuple[list[np.ndarray], list[str]]:
+    "The groups as arrays and a color for each, after the checks of `dots`."
+    groups = [_array(group) for group in groups]
+    check(len(groups) > 0, "groups", "hold at least one group", groups)
+    for i, group in enumerate(groups):
+        check(group.ndim == 1 and group.size > 0, f"groups[{i}]", "be a list of scores", f"shape {group.shape}")
+        check(bool(np.isfinite(group).all()), f"groups[{i}]", "be finite", "NaN or infinity")
+    check(len(labels) == len(groups), "labels", f"have {len(groups)} names", f"{len(labels)}")
+    check(colors is None or len(colors) == len(groups), "colors", f"have {len(groups)} colors", colors)
+    same = len({len(group) for group in groups}) == 1
+    check(not paired or same, "groups", "have equally many scores when paired", str([len(group) for group in groups]))
+    cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    return groups, list(colors) if colors is not None else [cycle[i % len(cycle)] for i in range(len(groups))]
+
+# %% ../nbs/00_foundations/06_viz.ipynb #107331be
 def dots(
     ax,  # matplotlib axis to draw on
     groups: Sequence,  # one 1-D sequence of scores a group; one score a seed
@@ -78,18 +93,8 @@ def dots(
     """Draw one dot a seed with the mean and t-interval of each group; return (mean, low, high) a group.
 
     ValueError for an empty or non-finite group, for unequal groups with `paired`, for labels that do not fit."""
-    groups = [_array(group) for group in groups]
-    check(len(groups) > 0, "groups", "hold at least one group", groups)
-    for i, group in enumerate(groups):
-        check(group.ndim == 1 and group.size > 0, f"groups[{i}]", "be a list of scores", f"shape {group.shape}")
-        check(bool(np.isfinite(group).all()), f"groups[{i}]", "be finite", "NaN or infinity")
-    check(len(labels) == len(groups), "labels", f"have {len(groups)} names", f"{len(labels)}")
-    check(colors is None or len(colors) == len(groups), "colors", f"have {len(groups)} colors", colors)
+    groups, colors = _groups(groups, labels, colors, paired)
     check_number(level, "level", low=0, high=1, open_low=True, open_high=True)
-    same = len({len(group) for group in groups}) == 1
-    check(not paired or same, "groups", "have equally many scores when paired", str([len(group) for group in groups]))
-    cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    colors = list(colors) if colors is not None else [cycle[i % len(cycle)] for i in range(len(groups))]
     flip = (lambda place, score: (score, place)) if horizontal else (lambda place, score: (place, score))
     places = [i + np.linspace(-0.22, 0.10, len(group)) if len(group) > 1 else np.array([i - 0.06])
               for i, group in enumerate(groups)]
@@ -144,7 +149,21 @@ def band(
             ax.plot(x, ys.T, color=color, alpha=0.45, zorder=2, **style)
     return mean, low, high
 
-# %% ../nbs/00_foundations/06_viz.ipynb #260b6311
+# %% ../nbs/00_foundations/06_viz.ipynb #74d7bad8
+def _images(images) -> list[np.ndarray]:
+    "The images as arrays (H, W) or (H, W, 3), all of one shape."
+    images = [_array(image) for image in images]
+    check(len(images) > 0, "images", "hold at least one image", images)
+    check(len({image.shape for image in images}) == 1, "images", "all have one shape", "several")
+    shape = images[0].shape
+    ok = len(shape) == 2 or (len(shape) == 3 and (shape[0] in (1, 3) or shape[-1] == 3))
+    check(ok, "images", "have shape (n, H, W), (n, 1, H, W), (n, 3, H, W) or (n, H, W, 3)", f"(n, {str(shape)[1:]}")
+    if len(shape) == 2:
+        return images
+    move = {1: lambda image: image[0], 3: lambda image: image.transpose(1, 2, 0)}.get(shape[0], lambda image: image)
+    return [move(image) for image in images]
+
+# %% ../nbs/00_foundations/06_viz.ipynb #a2d954ad
 def image_grid(
     images,  # (n, H, W), (n, 1, H, W), (n, 3, H, W) or (n, H, W, 3), or a list of single ones
     titles: Sequence[str] | None = None,  # one a picture
@@ -158,16 +177,8 @@ def image_grid(
     """A matplotlib Figure with `images` in a grid, all on one scale of gray so that they can be compared.
 
     Color images are clipped to [0, 1]. ValueError for shapes it cannot draw or a number of titles that does not fit."""
-    images = [_array(image) for image in images]
-    check(len(images) > 0, "images", "hold at least one image", images)
-    check(len({image.shape for image in images}) == 1, "images", "all have one shape", "several")
-    shape = images[0].shape
-    ok = len(shape) == 2 or (len(shape) == 3 and (shape[0] in (1, 3) or shape[-1] == 3))
-    check(ok, "images", "have shape (n, H, W), (n, 1, H, W), (n, 3, H, W) or (n, H, W, 3)", f"(n, {str(shape)[1:]}")
+    images = _images(images)
     check(titles is None or len(titles) == len(images), "titles", f"have {len(images)} names", titles)
-    if len(shape) == 3:
-        move = {1: lambda image: image[0], 3: lambda image: image.transpose(1, 2, 0)}.get(shape[0], lambda image: image)
-        images = [move(image) for image in images]
     color = images[0].ndim == 3
     vmin = min(image.min() for image in images) if vmin is None else vmin
     vmax = max(image.max() for image in images) if vmax is None else vmax
@@ -183,7 +194,7 @@ def image_grid(
             ax.set_title(titles[i], fontsize=12)
     return fig
 
-# %% ../nbs/00_foundations/06_viz.ipynb #0e00acc6
+# %% ../nbs/00_foundations/06_viz.ipynb #d8589ae8
 def _cell(value, spec) -> str:
     "`value` as text: by `spec` (a format specification or a function) or by what it is."
     if callable(spec):
@@ -200,7 +211,7 @@ def _cell(value, spec) -> str:
         return format(float(value), spec or ".4g")
     return format(value, spec or "") if isinstance(value, (int, np.integer)) else str(value)
 
-
+# %% ../nbs/00_foundations/06_viz.ipynb #aa13b832
 class Table:
     "A table that shows itself as HTML in a notebook and as aligned text elsewhere."
 
@@ -260,7 +271,7 @@ def table(
     cells = [[_cell(row.get(c), specs[c]) for c in columns] for row in rows]
     return Table([str(c) for c in columns], cells, numeric, caption)
 
-# %% ../nbs/00_foundations/06_viz.ipynb #82549beb
+# %% ../nbs/00_foundations/06_viz.ipynb #7dd4a172
 _MOST_PICTURES, _MOST_BYTES = 80, 700_000
 
 
@@ -279,7 +290,7 @@ def _some(labels: list, values: list, n: int) -> tuple[list, list]:
     keep = sorted({round(i * (len(values) - 1) / (n - 1)) for i in range(n)}) if len(values) > n else range(len(values))
     return [labels[i] for i in keep], [values[i] for i in keep]
 
-
+# %% ../nbs/00_foundations/06_viz.ipynb #b3c9bf00
 def _picture(fig, dpi: float) -> tuple[bytes, tuple[int, int]]:
     "The figure as WebP, lossless if 32 colors show it well, and its size in pixels; closes the figure."
     raw = io.BytesIO()
@@ -330,7 +341,53 @@ def _assemble(tags: list[list[str]], sliders: list):
     box.add_class("ponder-frames")
     return box
 
-# %% ../nbs/00_foundations/06_viz.ipynb #354c39a6
+# %% ../nbs/00_foundations/06_viz.ipynb #3e67859c
+def _checked(x, y, x_label, y_label, start) -> tuple[list, list[int]]:
+    "Labels and values of each slider's stops, and the first stop of each."
+    axes = [_stops(x, "x")] + ([] if y is None else [_stops(y, "y")])
+    counts = [len(values) for _, values in axes]
+    check(bool(x_label) and isinstance(x_label, str), "x_label", "be a nonempty string", x_label)
+    if y is None:
+        check(y_label is None, "y_label", "be None without y", y_label)
+        check(counts[0] >= 15, "x", "have at least 15 stops", f"{counts[0]}")
+    else:
+        check(bool(y_label) and isinstance(y_label, str), "y_label", "be a nonempty string when y is given", y_label)
+        enough = max(counts) >= 9 and min(counts) >= 7
+        check(enough, "x and y", "have at least 9 and 7 stops", " and ".join(map(str, counts)))
+    check(math.prod(counts) <= _MOST_PICTURES, "x" if y is None else "x and y",
+          f"make at most {_MOST_PICTURES} pictures", " x ".join(map(str, counts)))
+    first = [n // 2 for n in counts] if start is None else list(start) if isinstance(start, (tuple, list)) else [start]
+    check(len(first) == len(axes), "start", f"be {len(axes)} indices", start)
+    return axes, [check_int(i, "start", low=0, high=n - 1) for i, n in zip(first, counts, strict=True)]
+
+
+def _check_texts(alt, axes) -> None:
+    "Every stop has an alternative text of its own."
+    texts = {}
+    for point in itertools.product(*(values for _, values in axes)):
+        text = alt(*point)
+        check(isinstance(text, str) and bool(text.strip()), "alt", "return a nonempty string", text, TypeError)
+        check(text not in texts, "alt", f"differ between the pictures at {texts.get(text)} and {point}", repr(text))
+        texts[text] = point
+
+# %% ../nbs/00_foundations/06_viz.ipynb #82b76ba0
+def _draw_all(draw, alt, axes, dpi) -> list[list[str]]:
+    "The tags of all pictures, a row a stop of the first slider; figures must have one size and fit the budget."
+    tags, size, used = [], None, 0
+    for left in axes[0][1]:
+        tags.append([])
+        for rest in [(v,) for v in axes[1][1]] if len(axes) == 2 else [()]:
+            fig = draw(left, *rest)
+            check(isinstance(fig, matplotlib.figure.Figure), "draw", "return a matplotlib Figure", fig, TypeError)
+            picture, pixels = _picture(fig, dpi)
+            check(size in (None, pixels), "draw", f"return figures of one size, here {size} pixels", f"{pixels}")
+            tags[-1].append(_tag(picture, alt(left, *rest), pixels[0]))
+            size, used = pixels, used + len(tags[-1][-1])
+            check(used <= _MOST_BYTES, "draw", f"make pictures of at most {_MOST_BYTES // 1000} kB in all "
+                  "(lower dpi or draw less)", f"{used / 1000:.0f} kB at {(left, *rest)}")
+    return tags
+
+# %% ../nbs/00_foundations/06_viz.ipynb #fff7c7c5
 def frames(
     draw: Callable,  # draw(x) or draw(x, y) -> matplotlib Figure; all of one size
     x: Sequence | Mapping,  # stops of the first slider: values, (label, value) pairs or a dict label -> value
@@ -346,41 +403,11 @@ def frames(
 
     At scale `quick` only 3 stops a slider are drawn. ValueError for too few stops (15, or 9 x 7), more than 80 pictures
     or 700 kB, equal alternative texts or figures of several sizes; TypeError when `draw` returns no Figure."""
-    axes = [_stops(x, "x")] + ([] if y is None else [_stops(y, "y")])
-    counts = [len(values) for _, values in axes]
-    check(bool(x_label) and isinstance(x_label, str), "x_label", "be a nonempty string", x_label)
-    if y is None:
-        check(y_label is None, "y_label", "be None without y", y_label)
-        check(counts[0] >= 15, "x", "have at least 15 stops", f"{counts[0]}")
-    else:
-        check(bool(y_label) and isinstance(y_label, str), "y_label", "be a nonempty string when y is given", y_label)
-        enough = max(counts) >= 9 and min(counts) >= 7
-        check(enough, "x and y", "have at least 9 and 7 stops", " and ".join(map(str, counts)))
-    check(math.prod(counts) <= _MOST_PICTURES, "x" if y is None else "x and y",
-          f"make at most {_MOST_PICTURES} pictures", " x ".join(map(str, counts)))
-    first = [n // 2 for n in counts] if start is None else list(start) if isinstance(start, (tuple, list)) else [start]
-    check(len(first) == len(axes), "start", f"be {len(axes)} indices", start)
-    first = [check_int(i, "start", low=0, high=n - 1) for i, n in zip(first, counts, strict=True)]
-    texts = {}
-    for point in itertools.product(*(values for _, values in axes)):
-        text = alt(*point)
-        check(isinstance(text, str) and bool(text.strip()), "alt", "return a nonempty string", text, TypeError)
-        check(text not in texts, "alt", f"differ between the pictures at {texts.get(text)} and {point}", repr(text))
-        texts[text] = point
+    axes, first = _checked(x, y, x_label, y_label, start)
+    _check_texts(alt, axes)
     if scale() == "quick":
+        counts = [len(values) for _, values in axes]
         axes = [_some(labels, values, 3) for labels, values in axes]
         first = [round(i * (len(values) - 1) / (n - 1)) for i, n, (_, values) in zip(first, counts, axes, strict=True)]
-    tags, size, used = [], None, 0
-    for left in axes[0][1]:
-        tags.append([])
-        for rest in [(v,) for v in axes[1][1]] if len(axes) == 2 else [()]:
-            fig = draw(left, *rest)
-            check(isinstance(fig, matplotlib.figure.Figure), "draw", "return a matplotlib Figure", fig, TypeError)
-            picture, pixels = _picture(fig, dpi)
-            check(size in (None, pixels), "draw", f"return figures of one size, here {size} pixels", f"{pixels}")
-            tags[-1].append(_tag(picture, alt(left, *rest), pixels[0]))
-            size, used = pixels, used + len(tags[-1][-1])
-            check(used <= _MOST_BYTES, "draw", f"make pictures of at most {_MOST_BYTES // 1000} kB in all "
-                  "(lower dpi or draw less)", f"{used / 1000:.0f} kB at {(left, *rest)}")
-    names = [x_label, y_label]
-    return _assemble(tags, [_slider(ls, name, i) for (ls, _), name, i in zip(axes, names, first, strict=False)])
+    sliders = [_slider(labels, name, i) for (labels, _), name, i in zip(axes, (x_label, y_label), first, strict=False)]
+    return _assemble(_draw_all(draw, alt, axes, dpi), sliders)

@@ -1,8 +1,10 @@
 """Figures, tables and frames: numbers against SciPy, bad input, the budget, and life without `Stack`."""
 
+import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import ipywidgets
 import matplotlib
@@ -18,6 +20,7 @@ from scipy import stats
 from ponderlearn import viz
 
 matplotlib.use("Agg")
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -278,6 +281,16 @@ def test_without_stack_one_picture_and_a_callback(monkeypatch):
     first, second, picture = make(range(9), range(7)).children
     first.index, second.index = 8, 0
     assert 'alt="at (8, 0)"' in picture.value
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_stored_pictures_of_a_notebook_fit_the_budget(path):
+    state = json.loads(path.read_text())["metadata"].get("widgets", {}).values()
+    pages = [model["state"].get("value", "") for widgets in state for model in widgets["state"].values()
+             if model["model_name"] == "HTMLModel"]
+    pages = [page for page in pages if "data:image/webp" in page]
+    assert len(pages) <= 80 and sum(map(len, pages)) <= 700_000
+    assert all(re.search('alt="[^"]+"', page) for page in pages)
 
 
 # The look
