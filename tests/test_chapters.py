@@ -1,0 +1,277 @@
+"""Every notebook: in step with its module, whole in its parts, with the outputs of the code that stands in it."""
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ponderlearn.cli import code_sha256
+from ponderlearn.course import CATALOGUE, course_root
+
+ROOT = course_root()
+NOTEBOOKS = [c for c in CATALOGUE if c.notebook]
+CHAPTERS = [c for c in NOTEBOOKS if c.part]
+FILES = [Path(c.notebook) for c in NOTEBOOKS] + [Path("index.ipynb")]
+SECTIONS = ["In one picture", "The problem", "The idea", "The method, step by step", "The experiment", "Play with it",
+            "Use it", "The reviewer's questions", "Exercises", "Summary", "Where it went next"]
+WIDGETS = "application/vnd.jupyter.widget-state+json"
+MACHINE = r"/work/|/root/|/home/\w|/Users/\w|/opt/\w|[A-Z]:\\\\Users|site-packages|--index-url file:|\.pyenv"
+
+every = pytest.mark.parametrize("path", FILES, ids=str)
+notebooks = pytest.mark.parametrize("c", NOTEBOOKS, ids=lambda c: c.name)
+chapters = pytest.mark.parametrize("c", CHAPTERS, ids=lambda c: c.name)
+
+
+def read(path):
+    "A notebook with its sources joined."
+    nb = json.loads((ROOT / path).read_text(encoding="utf-8"))
+    for cell in nb["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return nb
+
+
+def code(nb):
+    return [c for c in nb["cells"] if c["cell_type"] == "code"]
+
+
+def outputs(nb):
+    "Pairs of a cell and one of its outputs."
+    return [(c, o) for c in code(nb) for o in c["outputs"]]
+
+
+def text_of(value):
+    return value if isinstance(value, str) else "".join(value)
+
+
+def widget_html(nb):
+    "The HTML held by the widgets of a notebook."
+    state = nb["metadata"].get("widgets", {}).get(WIDGETS, {"state": {}})["state"]
+    return [m["state"].get("value", "") for m in state.values() if m["model_name"] == "HTMLModel"]
+
+
+def headings(nb, level=2):
+    "Text of the headings of a level, in order."
+    prose = "\n\n".join(c["source"] for c in nb["cells"] if c["cell_type"] == "markdown")
+    return re.findall(rf"(?m)^{'#' * level} (.+?)\s*$", re.sub(r"(?ms)^```.*?^```", "", prose))
+
+
+class Images(HTMLParser):
+    "Collects the attributes of all <img>."
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.found.append(dict(attrs))
+
+
+# In step with the modules
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "A copy of the notebooks and settings, exported and cleaned by nbdev."
+    pytest.importorskip("nbdev")
+    top = tmp_path_factory.mktemp("copy")
+    shutil.copy(ROOT / "settings.ini", top)
+    for path in FILES:
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, top / path)
+    ignore = shutil.ignore_patterns("__pycache__", "_data", "_course")
+    shutil.copytree(ROOT / "ponderlearn", top / "ponderlearn", ignore=ignore)
+    env = os.environ | {"PYTHONPATH": str(top), "OMP_NUM_THREADS": "1"}
+    for command in ("from nbdev.doclinks import nbdev_export as f", "from nbdev.clean import nbdev_clean as f"):
+        subprocess.run([sys.executable, "-c", f"{command}; f()"], cwd=top, env=env, check=True, capture_output=True)
+    return top
+
+
+def test_modules_are_in_step_with_notebooks(copy):
+    modules = lambda top: {p.relative_to(top): p.read_text(encoding="utf-8")
+                           for p in (top / "ponderlearn").rglob("*.py") if "_course" not in p.parts}
+    here, made = modules(ROOT), modules(copy)
+    assert set(here) == set(made)
+    stale = [str(p) for p in made if here[p] != made[p]]
+    assert not stale, "run nbdev_export"
+    sources = {m for m in re.findall(r"File to edit: (?:\.\./)+(\S+\.ipynb)", "".join(here.values()))}
+    assert sources <= {str(p) for p in FILES}
+
+
+@every
+def test_notebook_is_clean(copy, path):
+    cleaned = (copy / path).read_text(encoding="utf-8")
+    assert cleaned == (ROOT / path).read_text(encoding="utf-8"), f"nbdev_clean --fname {path}"
+
+
+# What every notebook keeps to
+
+@every
+def test_size_and_cells(path):
+    assert (ROOT / path).stat().st_size <= 1_000_000
+    nb = read(path)
+    lines = lambda c: [line for line in c["source"].splitlines() if line.strip() and not line.startswith("#|")]
+    assert not {c["source"].strip()[:60]: len(lines(c)) for c in code(nb) if len(lines(c)) > 30}
+    ids = [c["id"] for c in nb["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert all(c["execution_count"] is None for c in code(nb))
+
+
+@every
+def test_imports(path):
+    for cell in code(read(path)):
+        # the command line takes nbdev for --commit, inside the function and in a checkout alone
+        assert not re.search(r"(?m)^(from|import)\s+nbdev\b|^\s*from\s+\S+\s+import\s+\*|show_doc", cell["source"])
+        assert path.name == "07_cli.ipynb" or not re.search(r"(?m)^\s*(from|import)\s+nbdev\b", cell["source"])
+
+
+@every
+def test_nothing_of_the_machine_it_was_made_on(path):
+    found = re.search(MACHINE, (ROOT / path).read_text(encoding="utf-8"))
+    assert not found, found
+    for _, output in outputs(read(path)):
+        assert "/tmp/" not in text_of(output.get("text", "")) + text_of(output.get("data", {}).get("text/plain", ""))
+
+
+@every
+def test_opens_with_a_title_and_a_claim(path):
+    first = read(path)["cells"][0]
+    assert first["cell_type"] == "markdown" and re.match(r"# \S.*\n\n> \S", first["source"])
+    assert len(headings(read(path), 1)) == 1
+
+
+@every
+def test_every_picture_has_a_text(path):
+    nb = read(path)
+    for cell, output in outputs(nb):
+        data = output.get("data", {})
+        if any(k.startswith("image/") for k in data):
+            alt = re.search(r"(?m)^#\|\s*fig-alt:\s*(.+)$", cell["source"])
+            assert alt and len(alt[1].strip("\"' ")) > 10, cell["source"][:80]
+        for image in Images(text_of(data.get("text/html", ""))).found:
+            assert image.get("alt", "").strip()
+    for image in Images("".join(widget_html(nb))).found:
+        assert image.get("alt", "").strip()
+
+
+@every
+def test_frames_keep_their_budget(path):
+    html = widget_html(read(path))
+    images = Images("".join(html)).found
+    assert len(images) <= 80 and sum(map(len, html)) <= 700_000
+    for image in images:
+        kind, picture = re.match(r"data:image/(\w+);base64,(.+)", image["src"]).groups()
+        assert kind in ("webp", "png") and base64.b64decode(picture, validate=True)
+
+
+# Stored outputs
+
+@notebooks
+def test_outputs_are_those_of_this_code(c):
+    nb = read(c.notebook)
+    facts = nb["metadata"].get("ponderlearn")
+    assert facts, f"no committed run: ponderlearn run {c.name} --scale full --commit"
+    assert facts["scale"] == "full" and set(facts) >= {"device", "torch", "seconds", "date"}
+    assert facts["sha256"] == code_sha256(nb), f"the code has changed: ponderlearn run {c.name} --scale full --commit"
+    assert facts["seconds"] <= 600
+
+
+@notebooks
+def test_outputs_hold_no_error_and_no_noise(c):
+    nb = read(c.notebook)
+    for cell, output in outputs(nb):
+        assert output["output_type"] != "error", cell["source"][:80]
+        assert output.get("name") != "stderr" or "Warning" not in text_of(output["text"]), text_of(output["text"])
+    state = nb["metadata"].get("widgets", {}).get(WIDGETS, {"state": {}})["state"]
+    views = [o["data"]["application/vnd.jupyter.widget-view+json"]["model_id"] for _, o in outputs(nb)
+             if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert all(v in state for v in views)
+
+
+# The anatomy of a chapter
+
+@chapters
+def test_sections(c):
+    found = [h for h in headings(read(c.notebook)) if h in SECTIONS]
+    assert found == SECTIONS
+
+
+@chapters
+def test_first_code_cell_installs_on_colab_only(c):
+    first = code(read(c.notebook))[0]["source"]
+    assert re.match(r"#\|\s*(hide|echo:\s*false)\b", first)
+    assert "google.colab" in first and "ponderlearn[course]" in first
+
+
+@chapters
+def test_card_stands_before_the_first_section(c):
+    cells = read(c.notebook)["cells"]
+    where = next(i for i, x in enumerate(cells) if x["cell_type"] == "markdown" and "## In one picture" in x["source"])
+    call = rf'(?m)^card\("{c.name}"\)'
+    cards = [x for x in cells[:where] if x["cell_type"] == "code" and re.search(call, x["source"])]
+    assert len(cards) == 1 and "the opinions are the reviewer" in json.dumps(cards[0]["outputs"])
+    assert read(c.notebook)["metadata"].get("accelerator") == "GPU"
+
+
+def section(nb, name):
+    "The cells of a section."
+    inside, found = False, []
+    for cell in nb["cells"]:
+        heads = re.findall(r"(?m)^## (.+?)\s*$", cell["source"]) if cell["cell_type"] == "markdown" else []
+        inside = heads[-1] == name if heads else inside
+        if inside or name in heads:
+            found.append(cell)
+    return found
+
+
+@chapters
+def test_first_section_draws_and_the_widget_moves(c):
+    nb = read(c.notebook)
+    drawn = [o for x in section(nb, "In one picture") if x["cell_type"] == "code" for o in x["outputs"]]
+    assert any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in drawn)
+    cells = [x for x in section(nb, "Play with it") if x["cell_type"] == "code"]
+    assert any("frames(" in x["source"] for x in cells)
+    assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for x in cells for o in x["outputs"])
+    assert len(Images("".join(widget_html(nb))).found) >= 15
+
+
+@chapters
+def test_claims_are_recorded_and_shown(c):
+    nb = read(c.notebook)
+    shown = [x for x in code(nb) if re.search(rf'(?m)^claims_table\("{c.name}"\)', x["source"])]
+    assert shown and "text/html" in shown[-1]["outputs"][-1]["data"]
+    stored = json.loads((ROOT / "results" / f"{c.name}.json").read_text(encoding="utf-8"))
+    claims = [r for r in stored["claims"] if r["scale"] == "full"]
+    assert claims and all(r["rule"] and r["holds"] in ("yes", "no", "partly") for r in claims)
+    assert any(r["interval"] and r["n_seeds"] >= 5 for r in claims)
+    run = [r for r in stored["runs"] if r["scale"] == "full" and r["device"] == nb["metadata"]["ponderlearn"]["device"]]
+    assert run == [nb["metadata"]["ponderlearn"]]
+
+
+@chapters
+def test_exercises_have_solutions(c):
+    cells = section(read(c.notebook), "Exercises")
+    solved, number = {}, None
+    for cell in cells:
+        tagged = "solution" in cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "markdown" and not tagged:
+            for found in re.finditer(r"(?m)^(?:#{3,} |\*\*)(?:Exercise )?(\d+)", cell["source"]):
+                number = int(found[1])
+                solved[number] = 0
+        elif tagged and number is not None:
+            solved[number] += cell["cell_type"] == "code"
+    assert len(solved) >= 5 and list(solved) == list(range(1, len(solved) + 1))
+    assert all(solved.values()), f"exercises without a solution that runs: {[n for n, k in solved.items() if not k]}"
+
+
+@chapters
+def test_summary_is_five_lines(c):
+    text = "\n".join(x["source"] for x in section(read(c.notebook), "Summary") if x["cell_type"] == "markdown")
+    text = text.split("## Summary", 1)[1].split("\n## ")[0]
+    assert 4 <= len(re.findall(r"(?m)^\s*(?:[-*]|\d+\.) ", text)) <= 6
