@@ -17,7 +17,16 @@ author = _get("author")
 copyright = _get("copyright")
 version = release = _get("version")
 
-extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton", "sphinx.ext.viewcode", "notebooks", "chapter", "pages", "api"]
+extensions = [
+    "myst_nb",
+    "sphinx_design",
+    "sphinx_copybutton",
+    "sphinx.ext.viewcode",
+    "notebooks",
+    "chapter",
+    "pages",
+    "api",
+]
 include_patterns = ["index.ipynb", "nbs/**/*.ipynb", "docs/*.md", "docs/api/*.md"]
 exclude_patterns = ["docs/front.md", "docs/_build", "docs/node_modules", "**/.ipynb_checkpoints", "**/_*"]
 root_doc = "index"
@@ -33,13 +42,21 @@ nb_ipywidgets_js = {
     "widgets.js": {},
     "vendor/widgets/embed-amd.js": {"data-jupyter-widgets-cdn-only": "false"},
 }
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline", "attrs_block", "smartquotes"]
+myst_enable_extensions = [
+    "dollarmath",
+    "amsmath",
+    "colon_fence",
+    "deflist",
+    "attrs_inline",
+    "attrs_block",
+    "smartquotes",
+]
 myst_heading_anchors = 4
 myst_update_mathjax = False
 suppress_warnings = ["mystnb.unknown_mime_type"]
 nitpicky = False
 add_module_names = False
-python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 viewcode_line_numbers = True
 
 # addresses, from settings.ini; links that need one hide while it is empty
@@ -49,8 +66,13 @@ site_host, site_base = _get("doc_host").rstrip("/"), _get("doc_baseurl")
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["_static"]
-html_css_files = ["vendor/fonts/serif/wght.css", "vendor/fonts/serif/wght-italic.css", "vendor/fonts/sans/wght.css",
-                  "vendor/fonts/code/wght.css", "site.css"]
+html_css_files = [
+    "vendor/fonts/serif/wght.css",
+    "vendor/fonts/serif/wght-italic.css",
+    "vendor/fonts/sans/wght.css",
+    "vendor/fonts/code/wght.css",
+    "site.css",
+]
 html_js_files = [("site.js", {"defer": "defer"})]
 html_favicon = "_static/mark.svg"
 html_sourcelink_suffix = ""
@@ -70,9 +92,9 @@ html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_dark_style": "github-dark",
     "article_header_start": ["toggle-primary-sidebar.html"],
-    "article_header_end": ["page-actions.html", "article-header-buttons.html"],
+    "article_header_end": ["page-actions.html"],
     "toc_title": "On this page",
     "footer_content_items": ["site-footer.html"],
     "back_to_top_button": False,

@@ -1,4 +1,4 @@
-"""Copy what the site serves itself from node_modules to _static/vendor: MathJax, RequireJS, the widget manager, fonts."""
+"""Copy what the site serves itself from node_modules to _static/vendor: MathJax, RequireJS, widgets, fonts."""
 
 import shutil
 import sys
@@ -6,8 +6,18 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FILES = {  # folder under _static/vendor -> (folder under node_modules, patterns)
-    "mathjax": ("mathjax/es5", ["tex-svg.js", "a11y/**/*.js", "sre/**/*.js", "sre/mathmaps/en.json", "sre/mathmaps/base.json",
-                                "input/tex/extensions/**/*.js", "ui/**/*.js"]),
+    "mathjax": (
+        "mathjax/es5",
+        [
+            "tex-svg.js",
+            "a11y/**/*.js",
+            "sre/**/*.js",
+            "sre/mathmaps/en.json",
+            "sre/mathmaps/base.json",
+            "input/tex/extensions/**/*.js",
+            "ui/**/*.js",
+        ],
+    ),
     "require": ("requirejs", ["require.js"]),
     "widgets": ("@jupyter-widgets/html-manager/dist", ["embed-amd.js", "*.woff2", "*.woff", "*.ttf"]),
     "fonts/serif": ("@fontsource-variable/source-serif-4", ["wght.css", "wght-italic.css", "files/*-wght-*.woff2"]),

@@ -3,6 +3,7 @@
 Pages are written to docs/api/ before Sphinx reads its sources, and only when their text changed.
 """
 
+import ast
 import importlib
 import inspect
 import json
@@ -10,15 +11,15 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from fastcore.basics import AttrDict
 from fastcore.docments import docments
 from nbdev.config import get_config
 from nbdev.process import extract_directives
-from fastcore.basics import AttrDict
-import ast
 
 
 class Entry(NamedTuple):
     "A name that a module exports."
+
     name: str  # e.g. "ACTCell" or "ACTCell.forward"
     kind: str  # "class", "function", "method", "property" or "data"
     summary: str  # first sentence of its docstring
@@ -64,6 +65,7 @@ def patched(s) -> str | None:
 
 # ---- one entry
 
+
 def sentence(o) -> str:
     "The first sentence of a docstring."
     doc = (inspect.getdoc(o) or "").split("\n\n")[0].replace("\n", " ")
@@ -76,7 +78,11 @@ def type_name(t) -> str:
     if t is inspect.Parameter.empty or t is None:
         return ""
     name = t if isinstance(t, str) else inspect.formatannotation(t)
-    return re.sub(r"\b(?:ponderlearn|torch|collections|typing|pandas|numpy|matplotlib|fastcore)(?:\.\w+)*\.(?=[A-Z_a-z])", "", name)
+    return re.sub(
+        r"\b(?:ponderlearn|torch|collections|typing|pandas|numpy|matplotlib|fastcore)(?:\.\w+)*\.(?=[A-Z_a-z])",
+        "",
+        name,
+    )
 
 
 def default_text(x) -> str:
@@ -97,9 +103,14 @@ def signature(name: str, f) -> str:
         sig = inspect.signature(f)
     except (TypeError, ValueError):
         return f"{name}()"
-    plain = [p.replace(annotation=inspect.Parameter.empty,
-                       default=p.default if p.default is inspect.Parameter.empty else Written(p.default))
-             for n, p in sig.parameters.items() if n != "self"]
+    plain = [
+        p.replace(
+            annotation=inspect.Parameter.empty,
+            default=p.default if p.default is inspect.Parameter.empty else Written(p.default),
+        )
+        for n, p in sig.parameters.items()
+        if n != "self"
+    ]
     return f"{name}{sig.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"
 
 
@@ -120,6 +131,18 @@ def parameters(f) -> list[str]:
     except (TypeError, ValueError, OSError, AttributeError):
         return []
     rows = []
+    last = list(notes)[-2] if len(notes) > 1 and "return" in notes else ""
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if (
+        last
+        and notes[last].kind in stars
+        and not notes[last].docment
+        and not re.search(r"^\s*\).*:\s*#", inspect.getsource(f), re.M)
+    ):
+        notes[last].docment, notes["return"].docment = (
+            notes["return"].docment,
+            None,
+        )  # fastcore takes it for the return's
     for name, p in notes.items():
         if name in ("self", "return"):
             continue
@@ -154,7 +177,9 @@ def links(module, name: str, where: dict, notebook: str, o) -> str:
     "Where a name is built: the cell of its notebook, and its lines in the module."
     out = []
     if name in where:
-        out.append(f'<a href="../../{notebook.removesuffix(".ipynb")}.html#cell-{where[name]}">the cell that builds it</a>')
+        out.append(
+            f'<a href="../../{notebook.removesuffix(".ipynb")}.html#cell-{where[name]}">the cell that builds it</a>'
+        )
     user = get_config().get("user", "")
     if user:
         try:
@@ -170,28 +195,38 @@ def links(module, name: str, where: dict, notebook: str, o) -> str:
 def entry(module, name: str, where: dict, notebook: str) -> tuple[list[Entry], list[str]]:
     "An exported name with its members: what the index lists, and the lines of the page."
     o = getattr(module, name)
-    doc = (inspect.getdoc(o) or "") if callable(o) else ""
     if inspect.isclass(o):
-        return class_entry(module, name, o, doc, where, notebook)
-    kind = "function" if callable(o) else "data"
-    head = signature(name, o) if callable(o) else name
-    body = [doc, "", *parameters(o)] if callable(o) else [f"A {type(o).__name__}" + (f" of {len(o)}" if hasattr(o, "__len__") else "")]
-    return ([Entry(name, kind, sentence(o) if callable(o) else body[0], where.get(name, ""))],
-            ["", f"## {name}", "", *directive(kind, head, [*body, "", links(module, name, where, notebook, o)])])
+        return class_entry(module, name, o, inspect.getdoc(o) or "", where, notebook)
+    place = links(module, name, where, notebook, o)
+    if not inspect.isroutine(o):
+        what = f"{type(o).__name__}" + (
+            f" with {len(o)} entries" if hasattr(o, "__len__") and not isinstance(o, str) else ""
+        )
+        return [Entry(name, "data", what, where.get(name, ""))], ["", *directive("data", name, [what, "", place])]
+    body = [inspect.getdoc(o) or "", "", *parameters(o), "", place]
+    return (
+        [Entry(name, "function", sentence(o), where.get(name, ""))],
+        ["", *directive("function", signature(name, o), body)],
+    )
 
 
 def class_entry(module, name, o, doc, where, notebook):
     "A class: its constructor's parameters, its methods and properties."
     is_tuple = hasattr(o, "_fields")
-    lines = [doc, "", *parameters(o if is_tuple or "__init__" not in vars(o) else o.__init__), "",
-             links(module, name, where, notebook, o)]
+    lines = [
+        doc,
+        "",
+        *parameters(o if is_tuple or "__init__" not in vars(o) else o.__init__),
+        "",
+        links(module, name, where, notebook, o),
+    ]
     entries = [Entry(name, "class", sentence(o), where.get(name, ""))]
     for m, kind, f in members(o):
         inner = [inspect.getdoc(f) or "", "", *(parameters(f) if kind == "method" else [])]
         place = links(module, f"{name}.{m}", where, notebook, f)
         lines += ["", *directive(kind, signature(m, f) if kind == "method" else m, [*inner, "", place], depth=3)]
         entries.append(Entry(f"{name}.{m}", kind, sentence(f), where.get(f"{name}.{m}", "")))
-    return entries, ["", f"## {name}", "", *directive("class", signature(name, o), lines, depth=4)]
+    return entries, ["", *directive("class", signature(name, o), lines, depth=4)]
 
 
 def directive(kind: str, head: str, body: list[str], depth: int = 3) -> list[str]:
@@ -202,6 +237,7 @@ def directive(kind: str, head: str, body: list[str], depth: int = 3) -> list[str
 
 # ---- pages
 
+
 def page(path: Path, top: Path) -> tuple[str, str, list[Entry], str] | None:
     "The page of a notebook's module: its name, the notebook's title, what it holds, its text."
     name, title, where = exports(path)
@@ -210,29 +246,61 @@ def page(path: Path, top: Path) -> tuple[str, str, list[Entry], str] | None:
     module = importlib.import_module(name)
     notebook = path.relative_to(top).as_posix()
     doc = inspect.getdoc(module) or ""
-    entries, lines = [], [f"# {name}", "", f"```{{py:module}} {name}\n```", "", doc, "",
-                          f"Built in the notebook [{title}](/{notebook}).", ""]
+    entries, lines = (
+        [],
+        [
+            f"# {name}",
+            "",
+            f"```{{py:module}} {name}\n```",
+            "",
+            doc,
+            "",
+            f"Built in the notebook [{title}](/{notebook}).",
+            "",
+        ],
+    )
     body = []
     for n in getattr(module, "__all__", []):
         new, text = entry(module, n, where, notebook)
         entries += new
         body += text
-    lines += ["| name | |", "| --- | --- |",
-              *(f"| {{py:obj}}`{e.name} <{name}.{e.name}>` | {cell_text(e.summary)} |" for e in entries)]
+    lines += [
+        "| name | |",
+        "| --- | --- |",
+        *(f"| {{py:obj}}`{e.name} <{name}.{e.name}>` | {cell_text(e.summary)} |" for e in entries),
+    ]
     return name, title, entries, "\n".join(lines + body) + "\n"
 
 
 def all_names(pages: list) -> str:
     "The page of all names: the modules, then every name in alphabetical order."
-    lines = ["# All names", "", "What the package exports, module by module, then all names from A to Z. Each name leads to its "
-             "signature, and from there to the cell that builds it.", "", "```{toctree}", ":hidden:", ""]
-    lines += [f"/docs/api/{name}" for name, *_ in pages] + ["```", "", "## Modules", "", "| module | built in | names |",
-                                                         "| --- | --- | --- |"]
+    lines = [
+        "# All names",
+        "",
+        "What the package exports, module by module, then all names from A to Z. Each name leads to its "
+        "signature, and from there to the cell that builds it.",
+        "",
+        "```{toctree}",
+        ":hidden:",
+        "",
+    ]
+    lines += [f"/docs/api/{name}" for name, *_ in pages] + [
+        "```",
+        "",
+        "## Modules",
+        "",
+        "| module | built in | names |",
+        "| --- | --- | --- |",
+    ]
     for name, title, entries, _ in pages:
         lines.append(f"| {{py:mod}}`{name}` | {cell_text(title)} | {sum('.' not in e.name for e in entries)} |")
     lines += ["", "## From A to Z", "", "| name | module | what it is |", "| --- | --- | --- |"]
-    rows = sorted(((e, name) for name, _, entries, _ in pages for e in entries), key=lambda r: (r[0].name.lower(), r[1]))
-    lines += [f"| {{py:obj}}`{e.name} <{name}.{e.name}>` | {{py:mod}}`{name}` | {cell_text(e.summary)} |" for e, name in rows]
+    rows = sorted(
+        ((e, name) for name, _, entries, _ in pages for e in entries), key=lambda r: (r[0].name.lower(), r[1])
+    )
+    lines += [
+        f"| {{py:obj}}`{e.name} <{name}.{e.name}>` | {{py:mod}}`{name}` | {cell_text(e.summary)} |" for e, name in rows
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What a chapter's page has beside the notebook: anchors, provenance, glossary links, buttons, metadata for previews."""
+"""What a chapter's page has beside the notebook: anchors, provenance, glossary links, buttons, metadata."""
 
 import base64
 import io
@@ -26,6 +26,7 @@ def text_of(x) -> str:
 
 
 # ---- what the notebooks hold, for pages that show them
+
 
 @cache
 def _notebook(path: str, stamp: float) -> dict:
@@ -68,6 +69,7 @@ def picture_file(app, docname: str) -> tuple[str, str] | None:
 
 # ---- transforms of the document
 
+
 class Cells(SphinxTransform):
     "Anchors, alternative texts, captions and module badges on code cells."
 
@@ -90,8 +92,14 @@ class Cells(SphinxTransform):
             if meta.get("exports") and cell.children:
                 module = meta["exports"]
                 ref = addnodes.pending_xref(
-                    "", nodes.inline("", module, classes=["module-name"]), refdomain="py", reftype="mod",
-                    reftarget=module, refdoc=self.env.docname, refwarn=False)
+                    "",
+                    nodes.inline("", module, classes=["module-name"]),
+                    refdomain="py",
+                    reftype="mod",
+                    reftarget=module,
+                    refdoc=self.env.docname,
+                    refwarn=False,
+                )
                 cell.children[0].insert(0, nodes.paragraph("", "", nodes.Text("in "), ref, classes=["exported-to"]))
 
 
@@ -100,9 +108,12 @@ def provenance(run: dict, version: str) -> str:
     device = {"cpu": "a CPU", "cuda": "a GPU"}.get(str(run["device"]).split(":")[0], str(run["device"]))
     took = f", {float(run['seconds']):,.0f} s" if run.get("seconds") else ""
     day = escape(str(run["date"])[:10])
-    return (f'<p class="provenance"><span>Outputs of a run at scale <strong>{escape(str(run["scale"]))}</strong> on {escape(device)}'
-            f'{took}</span> <span>PyTorch {escape(str(run["torch"]).split("+")[0])}</span> '
-            f'<span>ponderlearn {escape(version)}</span> <span><time datetime="{day}">{day}</time></span></p>')
+    return (
+        f'<p class="provenance"><span>Outputs of a run at scale <strong>{escape(str(run["scale"]))}</strong> '
+        f"on {escape(device)}"
+        f"{took}</span> <span>PyTorch {escape(str(run['torch']).split('+')[0])}</span> "
+        f'<span>ponderlearn {escape(version)}</span> <span><time datetime="{day}">{day}</time></span></p>'
+    )
 
 
 class Head(SphinxTransform):
@@ -112,20 +123,26 @@ class Head(SphinxTransform):
 
     def apply(self, **kwargs):
         section = next(self.document.findall(nodes.section), None)
-        if section is None or not self.env.docname.startswith("nbs/"):
+        if section is None or not self.env.docname.startswith(("nbs/", "index")):
             return
         at = 1
         if len(section) > 1 and isinstance(section[1], nodes.block_quote):
             section[1]["classes"].append("claim")
             self.env.metadata[self.env.docname]["claim"] = section[1].astext().replace("\n", " ")
             at = 2
+        if self.env.docname == "index":
+            return
         run = notebook(Path(self.env.doc2path(self.env.docname)))["metadata"].get("ponderlearn")
-        line = provenance(run, self.config.version) if run else (
-            '<p class="provenance draft"><span>A draft: no outputs are stored yet.</span></p>')
+        line = (
+            provenance(run, self.config.version)
+            if run
+            else ('<p class="provenance draft"><span>A draft: no outputs are stored yet.</span></p>')
+        )
         section.insert(at, nodes.raw("", line, format="html"))
 
 
 # ---- the glossary
+
 
 def glossary_file(srcdir) -> Path:
     return Path(srcdir) / "docs" / "glossary.toml"
@@ -150,8 +167,20 @@ class GlossaryLinks(SphinxTransform):
     "Link the first use of each glossary term in a notebook's prose to its entry."
 
     default_priority = 700
-    skip = (nodes.reference, nodes.literal, nodes.literal_block, nodes.title, nodes.math, nodes.math_block, nodes.raw,
-            nodes.caption, nodes.term, nodes.emphasis, addnodes.pending_xref, nodes.target)
+    skip = (
+        nodes.reference,
+        nodes.literal,
+        nodes.literal_block,
+        nodes.title,
+        nodes.math,
+        nodes.math_block,
+        nodes.raw,
+        nodes.caption,
+        nodes.term,
+        nodes.emphasis,
+        addnodes.pending_xref,
+        nodes.target,
+    )
 
     def apply(self, **kwargs):
         if not self.env.docname.startswith("nbs/"):
@@ -160,10 +189,14 @@ class GlossaryLinks(SphinxTransform):
         words = {w.lower(): e["term"] for e in glossary(self.env.srcdir) for w in [e["term"], *e.get("also", [])]}
         if not words:
             return
-        pattern = re.compile(r"(?<![\w-])(" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + r")(?![\w-])", re.I)
+        pattern = re.compile(
+            r"(?<![\w-])(" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + r")(?![\w-])", re.I
+        )
         used: set[str] = set()
         for paragraph in list(self.document.findall(nodes.paragraph)):
-            if {"exported-to", "cell-caption"} & set(paragraph["classes"]) or isinstance(paragraph.parent, nodes.block_quote):
+            if {"exported-to", "cell-caption"} & set(paragraph["classes"]) or isinstance(
+                paragraph.parent, nodes.block_quote
+            ):
                 continue
             for text in list(paragraph.findall(nodes.Text)):
                 parent, outside = text.parent, True
@@ -181,16 +214,25 @@ class GlossaryLinks(SphinxTransform):
             if term in used:
                 continue
             used.add(term)
-            new.append(nodes.Text(string[at:m.start()]))
-            new.append(addnodes.pending_xref(
-                "", nodes.inline("", m[1], classes=["glossary-term"]), refdomain="std", reftype="term",
-                reftarget=term, refdoc=self.env.docname, refwarn=True))
+            new.append(nodes.Text(string[at : m.start()]))
+            new.append(
+                addnodes.pending_xref(
+                    "",
+                    nodes.inline("", m[1], classes=["glossary-term"]),
+                    refdomain="std",
+                    reftype="term",
+                    reftarget=term,
+                    refdoc=self.env.docname,
+                    refwarn=True,
+                )
+            )
             at = m.end()
         if new:
             text.parent.replace(text, [n for n in [*new, nodes.Text(string[at:])] if n.astext()])
 
 
 # ---- what the templates need
+
 
 def page_links(app, pagename: str) -> list[dict]:
     "The buttons of a page: where its notebook runs, its file, its source, and where to say that it is wrong."
@@ -201,22 +243,53 @@ def page_links(app, pagename: str) -> list[dict]:
     source = f"{pagename}.ipynb" if is_notebook else f"{pagename}.md"
     place = f"https://github.com/{c.site_user}/{c.site_repo}"
     if is_notebook and c.site_user and pagename != "index":
-        found.append({"label": "Colab", "icon": "fa-solid fa-rocket", "title": "Run this chapter on Google Colab",
-                      "url": f"https://colab.research.google.com/github/{c.site_user}/{c.site_repo}/blob/{c.site_branch}/{source}"})
+        found.append(
+            {
+                "label": "Colab",
+                "icon": "fa-solid fa-rocket",
+                "title": "Run this chapter on Google Colab",
+                "url": f"https://colab.research.google.com/github/{c.site_user}/{c.site_repo}/blob/{c.site_branch}/{source}",
+            }
+        )
     if is_notebook:
-        found.append({"label": "Notebook", "icon": "fa-solid fa-download", "download": path.name, "local": f"_sources/{source}",
-                      "title": "Download this page as a Jupyter notebook"})
+        found.append(
+            {
+                "label": "Notebook",
+                "icon": "fa-solid fa-download",
+                "download": path.name,
+                "local": f"_sources/{source}",
+                "title": "Download this page as a Jupyter notebook",
+            }
+        )
     if c.site_user and not pagename.startswith("docs/api/"):
-        found.append({"label": "Source", "icon": "fa-solid fa-code", "title": "The source of this page on GitHub",
-                      "url": f"{place}/blob/{c.site_branch}/{source}"})
+        found.append(
+            {
+                "label": "Source",
+                "icon": "fa-solid fa-code",
+                "title": "The source of this page on GitHub",
+                "url": f"{place}/blob/{c.site_branch}/{source}",
+            }
+        )
     elif is_notebook:
-        found.append({"label": "Source", "icon": "fa-solid fa-code", "title": "The source of this page, as text",
-                      "local": f"_sources/{source}"})
+        found.append(
+            {
+                "label": "Source",
+                "icon": "fa-solid fa-code",
+                "title": "The source of this page, as text",
+                "local": f"_sources/{source}",
+            }
+        )
     if c.site_user:
         title = quote(f"An error in {source}")
         body = quote(f"Page: {source}, version {c.version}\n\nWhat is wrong:\n\nWhat you expected:\n")
-        found.append({"label": "Report an error", "icon": "fa-regular fa-comment-dots", "title": "Report an error on this page",
-                      "url": f"{place}/issues/new?title={title}&body={body}"})
+        found.append(
+            {
+                "label": "Report an error",
+                "icon": "fa-regular fa-comment-dots",
+                "title": "Report an error on this page",
+                "url": f"{place}/issues/new?title={title}&body={body}",
+            }
+        )
     return found
 
 
@@ -254,7 +327,9 @@ def finish(app, error):
         urls = "".join(f"<url><loc>{escape(app.config.html_baseurl + p)}</loc></url>\n" for p in pages)
         (out / "sitemap.xml").write_text(
             '<?xml version="1.0" encoding="utf-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
-            f"{urls}</urlset>\n", encoding="utf-8")
+            f"{urls}</urlset>\n",
+            encoding="utf-8",
+        )
         (out / "robots.txt").write_text(f"Sitemap: {app.config.html_baseurl}sitemap.xml\n", encoding="utf-8")
     (out / ".nojekyll").touch()
 

@@ -1,4 +1,4 @@
-"""The reader between nbdev and MyST-NB: nbdev's processors, then nbdev's and Quarto's cell options as MyST-NB's metadata.
+"""The reader between nbdev and MyST-NB: nbdev's processors, then nbdev's and Quarto's cell options as MyST-NB's.
 
 A problem (an image without alternative text, an unknown directive, a missing output) raises `NotebookError`, which
 names the notebook and the cell and fails the build. A page that cannot be trusted is worse than no page.
@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import sys
 import tokenize
 from functools import cache
 from pathlib import Path
@@ -23,10 +24,21 @@ from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import extract_directives, first_code_ln
 from nbdev.processors import FilterDefaults, add_links, insert_warning, rm_export
 from pages import contents
-from sphinx.errors import SphinxError
 
 NBDEV = {"default_exp", "export", "exports", "exporti", "hide", "hide_line", "filter_stream", "exec_doc"}
-QUARTO = {"echo", "output", "include", "eval", "warning", "error", "code-fold", "code-summary", "fig-cap", "fig-alt", "label"}
+QUARTO = {
+    "echo",
+    "output",
+    "include",
+    "eval",
+    "warning",
+    "error",
+    "code-fold",
+    "code-summary",
+    "fig-cap",
+    "fig-alt",
+    "label",
+}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 IMAGES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
@@ -35,9 +47,8 @@ _ALT = re.compile(r"""\balt\s*=\s*(?:"[^"]*\S[^"]*"|'[^']*\S[^']*'|[^\s"'>]+)"""
 _path = {"now": "notebook", "top": "."}  # the notebook being read: MyST-NB hands its readers the text alone
 
 
-class NotebookError(SphinxError):
+class NotebookError(Exception):
     "A notebook that must not become a page."
-    category = "Notebook error"
 
 
 def draft() -> bool:
@@ -47,11 +58,14 @@ def draft() -> bool:
 
 def where(i: int, cell) -> str:
     "How a message names a cell: its number as a reader counts, its id, and its first line."
-    line = next((s.strip() for s in cell["source"].splitlines() if s.strip() and not s.lstrip().startswith("#|")), "empty")
+    line = next(
+        (s.strip() for s in cell["source"].splitlines() if s.strip() and not s.lstrip().startswith("#|")), "empty"
+    )
     return f"cell {i + 1} (id {cell.get('id', '?')}, {line[:60]!r})"
 
 
 # ---- what a cell says about itself
+
 
 def known_directives() -> set[str]:
     "nbdev's directives, Quarto's options that this site understands, and the test flags of settings.ini."
@@ -85,8 +99,14 @@ def stray_directives(source: str) -> list[str]:
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (tokenize.TokenError, SyntaxError):
         return []
-    return [t.string for t in tokens if t.type == tokenize.COMMENT and t.start[0] > top
-            and re.match(r"#\s?\|", t.string) and "hide_line" not in t.string]
+    return [
+        t.string
+        for t in tokens
+        if t.type == tokenize.COMMENT
+        and t.start[0] > top
+        and re.match(r"#\s?\|", t.string)
+        and "hide_line" not in t.string
+    ]
 
 
 def shows_something(source: str) -> bool:
@@ -100,11 +120,20 @@ def shows_something(source: str) -> bool:
             f = s.value.func
             if isinstance(f, ast.Name) and f.id in ("print", "display"):
                 return True
-            if isinstance(f, ast.Attribute) and f.attr == "show" and isinstance(f.value, ast.Name) and f.value.id == "plt":
+            if (
+                isinstance(f, ast.Attribute)
+                and f.attr == "show"
+                and isinstance(f.value, ast.Name)
+                and f.value.id == "plt"
+            ):
                 return True
     values = (ast.BinOp, ast.Compare, ast.Subscript, ast.JoinedStr, ast.List, ast.Tuple, ast.Dict, ast.ListComp)
-    return bool(body) and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, values) \
+    return (
+        bool(body)
+        and isinstance(body[-1], ast.Expr)
+        and isinstance(body[-1].value, values)
         and not source.rstrip().endswith(";")
+    )
 
 
 def only_imports(source: str) -> bool:
@@ -117,6 +146,7 @@ def only_imports(source: str) -> bool:
 
 
 # ---- what may not become a page
+
 
 def _text(x) -> str:
     return "".join(x) if isinstance(x, list) else x
@@ -154,9 +184,9 @@ def check_cell(i: int, cell, widgets: dict, stored: bool) -> list[str]:
     alts = option.get("fig-alt")
     alts = alts if isinstance(alts, list) else [alts] * images
     if images and (len(alts) != images or not all(isinstance(a, str) and a.strip() for a in alts)):
-        problems.append("an image output has no alternative text (#| fig-alt: \"...\")")
+        problems.append('an image output has no alternative text (#| fig-alt: "...")')
     figure = {"fig-cap", "fig-alt"} & option.keys()
-    if stored and not cell.outputs and (figure or shows_something(source)):
+    if stored and not draft() and not cell.outputs and (figure or shows_something(source)):
         problems.append("it shows something, but no output is stored")
     return problems
 
@@ -170,10 +200,20 @@ def check(nb) -> None:
         missing = [k for k in ("scale", "device", "torch", "date") if not run.get(k)]
         if missing:
             problems.append("metadata['ponderlearn'] has no " + ", ".join(missing))
-    if run is None and path != "index.ipynb" and not draft() and any(c.cell_type == "code" and shows_something(options(c.source)[1]) for c in nb.cells
-                                          if "hide" not in extract_directives(AttrDict(cell_type="code", source=c.source), remove=False)):
-        problems.append("no outputs are stored: run it with `ponderlearn run NAME --scale full --commit`, "
-                        "or set PONDERLEARN_DOCS_DRAFT=1 for a preview")
+    if (
+        run is None
+        and path != "index.ipynb"
+        and not draft()
+        and any(
+            c.cell_type == "code" and shows_something(options(c.source)[1])
+            for c in nb.cells
+            if "hide" not in extract_directives(AttrDict(cell_type="code", source=c.source), remove=False)
+        )
+    ):
+        problems.append(
+            "no outputs are stored: run it with `ponderlearn run NAME --scale full --commit`, "
+            "or set PONDERLEARN_DOCS_DRAFT=1 for a preview"
+        )
     else:
         for i, cell in enumerate(nb.cells):
             if cell.cell_type == "code":
@@ -189,6 +229,7 @@ def check(nb) -> None:
 
 
 # ---- nbdev's processors
+
 
 @cache
 def symbols(index: str, stamp: float) -> dict:
@@ -240,13 +281,17 @@ class SiteFilter(FilterDefaults):
 
 # ---- MyST-NB's metadata
 
+
 def to_myst(cell, module: str | None) -> None:
     "Turn the options at the top of a code cell into the tags and the metadata that MyST-NB reads."
     option, cell["source"] = options(cell.source)
     meta = cell.metadata
     tags, myst = list(meta.get("tags", [])), dict(meta.get("mystnb", {}))
-    for key, value, tag in (("echo", False, "remove-input"), ("output", False, "remove-output"),
-                            ("include", False, "remove-cell")):
+    for key, value, tag in (
+        ("echo", False, "remove-input"),
+        ("output", False, "remove-output"),
+        ("include", False, "remove-cell"),
+    ):
         if option.get(key) is value:
             tags.append(tag)
     fold, summary = option.get("code-fold"), option.get("code-summary")
@@ -257,8 +302,13 @@ def to_myst(cell, module: str | None) -> None:
         myst["code_prompt_show"] = myst["code_prompt_hide"] = summary or "Code"
         if fold == "show":
             tags.append("fold-open")
-    images = sum(1 for o in cell.outputs if WIDGET_VIEW not in o.get("data", {}) and "text/html" not in o.get("data", {})
-                 and any(m in o.get("data", {}) for m in IMAGES))
+    images = sum(
+        1
+        for o in cell.outputs
+        if WIDGET_VIEW not in o.get("data", {})
+        and "text/html" not in o.get("data", {})
+        and any(m in o.get("data", {}) for m in IMAGES)
+    )
     alt = option.get("fig-alt")
     if alt and images:
         myst["image"] = {**myst.get("image", {}), "alt": alt[0] if isinstance(alt, list) else alt}
@@ -317,7 +367,15 @@ def default_exp(nb) -> str | None:
 
 
 def read(text: str):
-    "A notebook's text as MyST-NB wants it; set as its reader for .ipynb files."
+    "A notebook's text as MyST-NB wants it; set as its reader. A problem ends the build with its place."
+    try:
+        return convert(text)
+    except NotebookError as e:
+        sys.exit(f"The site was not built.\n{e}")  # any other exception makes Sphinx print pages about itself
+
+
+def convert(text: str):
+    "A notebook's text as a notebook for MyST-NB; NotebookError if it must not become a page."
     path = _path["now"]
     try:
         nb = nbformat.reads(text, as_version=4)
@@ -358,7 +416,7 @@ _FILE = re.compile(r"\[([^\]]+)\]\(([A-Z][\w-]*(?:\.(?:md|cff))?|constraints\.tx
 
 
 def repository_file(m) -> str:
-    "A link to a file at the top of the repository: to its page on GitHub, or a copy while the repository has no address."
+    "A link to a file at the top of the repository: on GitHub, or a copy while the repository has no address."
     c = get_config()
     if c.get("user", ""):
         return f"[{m[1]}](https://github.com/{c.user}/{c.repo}/blob/{c.branch}/{m[2]})"
@@ -366,7 +424,7 @@ def repository_file(m) -> str:
 
 
 def with_front_page(cells: list, top: Path) -> list:
-    "index.ipynb is the README too: on the site its table of chapters gives way to docs/front.md, right after the title."
+    "index.ipynb is the README too: on the site docs/front.md stands in for its table of chapters."
     front = (top / "docs" / "front.md").read_text(encoding="utf-8") + "\n\n" + contents(top)
     rest = [c for c in cells[1:] if c.cell_type == "markdown" and not c.source.startswith("## The course")]
     for c in rest:
