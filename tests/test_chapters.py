@@ -1,4 +1,5 @@
 """Every notebook: in step with its module, whole in its parts, with the outputs of the code that stands in it."""
+import ast
 import base64
 import json
 import os
@@ -61,6 +62,17 @@ def headings(nb, level=2):
     return re.findall(rf"(?m)^{'#' * level} (.+?)\s*$", re.sub(r"(?ms)^```.*?^```", "", prose))
 
 
+def length(source):
+    "Lines of code to read: no blank lines, directives or docstrings; a signature with its comments counts as one."
+    skip = {i for i, line in enumerate(source.splitlines(), 1) if not line.strip() or line.startswith("#|")}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            start = 1 if ast.get_docstring(node) is not None else 0
+            first = node.body[start].lineno if len(node.body) > start else node.end_lineno + 1
+            skip |= set(range(node.lineno + 1, first))
+    return len(source.splitlines()) - len(skip)
+
+
 class Images(HTMLParser):
     "Collects the attributes of all <img>."
 
@@ -116,8 +128,7 @@ def test_notebook_is_clean(copy, path):
 def test_size_and_cells(path):
     assert (ROOT / path).stat().st_size <= 1_000_000
     nb = read(path)
-    lines = lambda c: [line for line in c["source"].splitlines() if line.strip() and not line.startswith("#|")]
-    assert not {c["source"].strip()[:60]: len(lines(c)) for c in code(nb) if len(lines(c)) > 30}
+    assert not {c["source"].strip()[:60]: n for c in code(nb) if (n := length(c["source"])) > 30}
     ids = [c["id"] for c in nb["cells"]]
     assert len(set(ids)) == len(ids)
     assert all(c["execution_count"] is None for c in code(nb))
