@@ -1,0 +1,149 @@
+"""What the tests of ponderlearn.training run in processes of their own: importable by a fork server."""
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ponderlearn.training import fit, save_checkpoint, sweep
+
+STEPS = 60
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.Dropout(0.4), nn.Tanh(), nn.Linear(16, 1))
+
+
+def pairs(step, generator):
+    x = torch.randn(24, 3, generator=generator)
+    return x, x.prod(1, keepdim=True)
+
+
+def squared_error(model, batch):
+    error = (model(batch[0]) - batch[1]) ** 2
+    return error.mean(), {"largest": error.max()}
+
+
+def squared_error_only(model, batch):
+    return squared_error(model, batch)[0]
+
+
+def train(folder, counter=None):
+    "A run that saves at every step and says in `counter` which step it has reached; its end goes to end.pt."
+    torch.set_num_threads(1)
+
+    def batches(step, generator):
+        if counter is not None:
+            counter.value = step
+        return pairs(step, generator)
+
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    history = fit(model, squared_error, batches, steps=STEPS, optimizer=optimizer, schedule="cosine", clip=1.0, seed=5,
+                  evaluate=lambda m, step: {"noise": torch.rand(()).item()}, eval_every=7,
+                  checkpoint=Path(folder) / "run.pt", checkpoint_every=1, bar=False)
+    table = history.table.drop(columns="seconds").fillna(-1.0)
+    save_checkpoint(Path(folder) / "end.pt", model=model.state_dict(), optimizer=optimizer.state_dict(),
+                    table=torch.tensor(table.to_numpy()), names=list(table.columns))
+
+
+def slow_sweep(folder, counter=None):
+    "A sweep in one process whose runs are counted."
+
+    def run(seed, x):
+        if counter is not None:
+            counter.value += 1
+        total = 0.0
+        for _ in range(200):
+            total += torch.ones(64, 64).mm(torch.ones(64, 64)).mean().item()
+        return {"product": x * seed}
+
+    sweep(run, 40, {"x": [2, 3]}, folder=folder, n_jobs=1, bar=False, version="the same for both callers")
+
+
+class Masked(nn.Module):
+    "A linear layer, one that is never used, and a frozen one."
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.unused, self.frozen = nn.Linear(3, 4), nn.Linear(2, 2), nn.Linear(4, 1)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        return self.frozen(self.used(x).tanh())[..., 0]
+
+
+def masked_batch(step, generator):
+    x = torch.randn(7, 5, 3, generator=generator)
+    return {"x": x, "y": x.sum(2), "mask": torch.arange(5) < torch.randint(1, 6, (7, 1), generator=generator)}
+
+
+def masked_error(model, batch):
+    error = (model(batch["x"]) - batch["y"]) ** 2
+    return error[batch["mask"]].mean(), {"two": 2.0}
+
+
+def curves(folder, rank=0, n=1, port=0):
+    "Several short runs, in one process or as process `rank` of `n`; the first process writes the tables."
+    torch.set_num_threads(1)
+    if n > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    common = dict(steps=30, lr=0.05, bar=False)
+    state = {}
+
+    model = Masked()
+    if rank:  # other weights and another order of drawing: the first process decides
+        nn.init.zeros_(model.used.weight)
+    history = fit(model, masked_error, masked_batch, weight=lambda b: b["mask"].sum(), clip=0.5, schedule="cosine",
+                  evaluate=lambda m, step: {"norm": m.used.weight.norm()}, checkpoint=Path(folder) / f"{n}.pt",
+                  stop=lambda row: row["step"] == 25, **common)
+    state["masked"], state["unused"] = history.table, model.unused.weight.grad is None
+
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    model.load_state_dict({k: torch.full_like(v, 0.1) + torch.arange(v.numel()).view_as(v) / 9
+                           for k, v in model.state_dict().items()})
+    uneven = lambda step, generator: tuple(t[:23] for t in pairs(step, generator))
+    state["plain"] = fit(model, squared_error_only, uneven, **common).table
+
+    def part_of_nan(step, generator):
+        x, y = pairs(step, generator)
+        if step == 4:
+            x[-1] = torch.nan  # in the last process' part
+        return x, y
+
+    try:
+        fit(nn.Linear(3, 1), squared_error, part_of_nan, **common)
+    except FloatingPointError as e:
+        state["nan"] = str(e)
+    try:
+        fit(nn.Linear(3, 1), squared_error, lambda step, g: torch.zeros(1, 3), **common)
+    except (ValueError, IndexError) as e:
+        state["one row"] = str(e)
+    state["weights"] = model.state_dict()
+    torch.save(state, Path(folder) / f"curves-{n}-{rank}.pt")
+
+
+def half_precision(folder):
+    "What a passed Accelerator changes."
+    from accelerate import Accelerator
+
+    seen = []
+
+    def loss_fn(model, batch):
+        out = model(batch[0])
+        seen.append(str(out.dtype))
+        return (out.float() - batch[1]).square().mean()
+
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    history = fit(nn.Linear(3, 1), loss_fn, pairs, steps=5, accelerator=accelerator, bar=False)
+    texts = []
+    for attribute, value in {"gradient_accumulation_steps": 2}.items():
+        setattr(accelerator, attribute, value)
+        try:
+            fit(nn.Linear(3, 1), loss_fn, pairs, steps=1, accelerator=accelerator, bar=False)
+        except ValueError as e:
+            texts.append(str(e))
+    torch.save({"dtypes": seen, "loss": history.last["loss"], "texts": texts}, Path(folder) / "half.pt")
