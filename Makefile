@@ -72,17 +72,22 @@ test-all: test ## what a release needs too: slow tests, lowest and newest versio
 	@$(BIN)/python -m pytest -m "slow"
 	@$(MAKE) --no-print-directory test-lowest test-newest
 
-# The lowest versions that settings.ini allows. They have no wheels for Python 3.13 and later.
-test-lowest: ## pytest with the lowest versions that settings.ini allows
+# Without nbdev and the packaging tools, and therefore without the tests of the command line and of packaging; instead of
+# them the first chapter is executed. The lowest versions have no wheels for Python 3.13 and later.
+VERSIONS_TEST = -m pytest -m "not slow and not browser" --ignore tests/test_cli.py --ignore tests/test_packaging.py
+
+test-lowest: ## pytest and the first chapter with the lowest versions that settings.ini allows
 	@[ -x .venv-lowest/bin/python ] || { $(call find_python,$(or $(PYTHON),python3.11 python3.12)); "$$python" -m venv .venv-lowest; }
 	@.venv-lowest/bin/python .ci/lowest.py > .venv-lowest/constraints.txt
 	@.venv-lowest/bin/python -m pip install $(PIP_FLAGS) -c .venv-lowest/constraints.txt -e '.[lab]' pytest hypothesis
-	@$(ONE_THREAD) .venv-lowest/bin/python -m pytest -m "not slow and not browser"
+	@$(ONE_THREAD) .venv-lowest/bin/python $(VERSIONS_TEST)
+	@$(ONE_THREAD) .venv-lowest/bin/ponderlearn run act --scale quick --out _runs/act-lowest
 
-test-newest: ## pytest with the newest versions on the package index
+test-newest: ## pytest and the first chapter with the newest versions on the package index
 	@[ -x .venv-newest/bin/python ] || { $(call find_python,$(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)); "$$python" -m venv .venv-newest; }
 	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -e '.[lab]' pytest hypothesis
-	@$(ONE_THREAD) .venv-newest/bin/python -m pytest -m "not slow and not browser"
+	@$(ONE_THREAD) .venv-newest/bin/python $(VERSIONS_TEST)
+	@$(ONE_THREAD) .venv-newest/bin/ponderlearn run act --scale quick --out _runs/act-newest
 
 .venv-bench/.bench: $(PACKAGING) benchmarks/requirements.txt
 	@[ -x .venv-bench/bin/python ] || { $(call find_python,$(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)); "$$python" -m venv .venv-bench; }
@@ -91,7 +96,7 @@ test-newest: ## pytest with the newest versions on the package index
 	@touch $@
 
 bench: .venv-bench/.bench ## each method beside its best peer; writes results/bench-*.json
-	@for script in benchmarks/[a-z]*.py; do echo "$$script"; .venv-bench/bin/python "$$script" || exit 1; done
+	@for script in $(filter-out benchmarks/compare.py,$(wildcard benchmarks/*.py)); do echo "$$script"; .venv-bench/bin/python "$$script" || exit 1; done
 
 docs: $(VENV)/.dev ## build the site into docs/_build
 	@command -v npm >/dev/null || { \
