@@ -696,11 +696,11 @@ def links(
         found["On the site"] = f"{get('doc_host')}{get('doc_baseurl')}/{path.removesuffix('.ipynb')}.html"
     return found
 
-# %% ../nbs/00_foundations/01_course.ipynb #76207040
+# %% ../nbs/00_foundations/01_course.ipynb #fba497ce
 def _time(c):
     "The measured seconds as text."
     known = {s: t for s, t in c.seconds.items() if t is not None}
-    return ", ".join(f"{s} {t:.0f} s" for s, t in known.items()) or "not measured yet"
+    return ", ".join(f"{t:.0f} s at {s}" for s, t in known.items()) or "not measured yet"
 
 def _facts(c):
     "What stands on a card: (label, text, address or '')."
@@ -713,7 +713,7 @@ def _facts(c):
                      "reviewer's"), r.url
     yield "Reviewer's reading recommendation", r.recommendation, ""
 
-# %% ../nbs/00_foundations/01_course.ipynb #1dafd33d
+# %% ../nbs/00_foundations/01_course.ipynb #817b47ba
 def card(
     name: str,  # the chapter
 ) -> Page:
@@ -722,7 +722,7 @@ def card(
     first = "; ".join(x for x in (c.know, ", ".join(f"chapter {p}" for p in c.prerequisites)) if x)
     facts = [*(_facts(c) if c.authors else ()), ("Know first", first or "nothing but Python", ""),
              ("To read", f"{c.minutes} minutes" if c.minutes else "not written yet", ""),
-             ("To run", f"{_time(c)} (measured; scale and seconds)" if c.notebook else "not written yet", ""),
+             ("To run", _time(c) if c.notebook else "not written yet", ""),
              *(("Link", label, url) for label, url in links(name).items())]
     rows = "".join(
         f'<tr><th scope="row" style="text-align:left;vertical-align:top;white-space:nowrap">{escape(label)}</th>'

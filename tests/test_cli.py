@@ -182,7 +182,7 @@ def test_run_leaves_notebook_page_and_table(tmp_path):
     nb = nbformat.read(folder / "act.ipynb", 4)
     nbformat.validate(nb)
     assert nb.cells[4].outputs[0].data["text/plain"] == "'quick'" and len(nb.cells) == 5
-    assert re.search(r"quick \d+ s \(measured", nb.cells[2].outputs[0].data["text/plain"])  # the card knows its seconds
+    assert re.search(r"To run: \d+ s at quick", nb.cells[2].outputs[0].data["text/plain"])  # the card knows its seconds
     page = (folder / "act.html").read_text()
     assert not re.search(r'(?:src|href)="(?:https?:)?//(?!arxiv|t\.me)', page)
     assert not re.search("cdnjs|unpkg|jsdelivr", page)
@@ -220,7 +220,7 @@ def test_commit(tmp_path):
     assert facts["scale"] == "full" and facts["sha256"] == sha and facts["seconds"] > 0
     assert set(facts) == {"scale", "device", "torch", "python", "seconds", "date", "sha256"}
     assert course.results["runs"] == [facts] and [r["here"] for r in course.results["claims"]] == [6]
-    assert re.search(r"full \d+ s \(measured", json.dumps(nb["cells"][2]["outputs"]))
+    assert re.search(r"To run: \d+ s at full", json.dumps(nb["cells"][2]["outputs"]))
 
     committed = course.path.read_bytes()  # nbdev_clean finds nothing to clean
     clean = "from nbdev.clean import nbdev_clean; nbdev_clean()"
