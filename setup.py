@@ -38,7 +38,8 @@ class BuildWithCourse(build_py):
 
     def course_files(self) -> dict[str, str]:
         "Path in the build -> path in the checkout."
-        found = [ROOT / "index.ipynb", ROOT / "settings.ini", *(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
+        found = [ROOT / "index.ipynb", ROOT / "settings.ini"]
+        found += [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
         keep = [path.relative_to(ROOT) for path in found if path.exists()]
         keep = [path for path in keep if not any(part.startswith((".", "_")) for part in path.parts)]
         goal = Path(self.build_lib) / cfg["lib_path"] / "_course"

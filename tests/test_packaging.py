@@ -1,4 +1,4 @@
-"""The wheel, what it asks for and what works without the extras; the README; and make's words when something is missing."""
+"""The wheel, what it asks for, what works without the extras; the README; make's words when something is missing."""
 import ast
 import json
 import os
@@ -65,7 +65,7 @@ def closure(names):
 
 @pytest.fixture(scope="module")
 def base_python(wheel, tmp_path_factory):
-    "Python of a clean environment that holds the wheel and, lent by this one, nothing but what the base install asks for."
+    "Python of a clean environment with the wheel and, lent by this one, nothing but what the base install asks for."
     top = tmp_path_factory.mktemp("base")
     python("-m", "venv", "--without-pip", top / "venv")
     (executable,) = [p for p in ((top / "venv/bin/python"), (top / "venv/Scripts/python.exe")) if p.exists()]
@@ -95,8 +95,10 @@ def in_base(base_python, tmp_path):
 def test_wheel_carries_the_course(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())
-        packed = {n.removeprefix("ponderlearn/_course/"): z.read(n) for n in names if n.startswith("ponderlearn/_course/")}
-    wanted = [ROOT / "index.ipynb", ROOT / "settings.ini", *(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
+        top = "ponderlearn/_course/"
+        packed = {n.removeprefix(top): z.read(n) for n in names if n.startswith(top)}
+    wanted = [ROOT / "index.ipynb", ROOT / "settings.ini"]
+    wanted += [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
     wanted = [p for p in wanted if ".ipynb_checkpoints" not in p.parts and not p.name.startswith("_")]
     assert packed == {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in wanted}
     assert "ponderlearn/py.typed" in names
@@ -172,7 +174,7 @@ def test_base_environment_imports_every_method_module(in_base, wheel):
 
 
 def test_import_is_light(in_base):
-    done = in_base("-c", "import sys, ponderlearn, ponderlearn.course; print(sorted({'torch', 'numpy'} & set(sys.modules)))")
+    done = in_base("-c", "import sys, ponderlearn.course; print(sorted({'torch', 'numpy'} & set(sys.modules)))")
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -185,7 +187,8 @@ def test_import_is_light(in_base):
 def test_missing_extra_is_named(in_base, code):
     done = in_base("-c", code)
     assert done.returncode == 1
-    assert re.search(r'ImportError: [\w.]+ is missing: pip install "ponderlearn\[course\]"$', done.stderr.strip()), done.stderr
+    words = r'ImportError: [\w.]+ is missing: pip install "ponderlearn\[course\]"$'
+    assert re.search(words, done.stderr.strip()), done.stderr
 
 
 def test_shipped_text_is_found(in_base):
