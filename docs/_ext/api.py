@@ -319,7 +319,7 @@ def generate(top: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     inputs = [*sources(top), *(top / get_config().lib_name).rglob("*.py"), Path(__file__), top / "settings.ini"]
     stamp = target / ".stamp"
-    state = "\n".join(f"{p.relative_to(top)} {p.stat().st_mtime_ns}" for p in sorted(inputs))
+    state = "\n".join(f"{p} {p.stat().st_mtime_ns}" for p in sorted(inputs))
     if stamp.exists() and stamp.read_text() == state:
         return
     pages = [p for p in (page(path, top) for path in sources(top)) if p]

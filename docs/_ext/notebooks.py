@@ -182,7 +182,7 @@ def check_cell(i: int, cell, widgets: dict, stored: bool) -> list[str]:
         elif any(m in data for m in IMAGES):
             images += 1
     alts = option.get("fig-alt")
-    alts = alts if isinstance(alts, list) else [alts] * images
+    alts = alts if isinstance(alts, list) else [alts] if images else []
     if images and (len(alts) != images or not all(isinstance(a, str) and a.strip() for a in alts)):
         problems.append('an image output has no alternative text (#| fig-alt: "...")')
     figure = {"fig-cap", "fig-alt"} & option.keys()
@@ -312,7 +312,7 @@ def to_myst(cell, module: str | None) -> None:
     alt = option.get("fig-alt")
     if alt and images:
         myst["image"] = {**myst.get("image", {}), "alt": alt[0] if isinstance(alt, list) else alt}
-        meta["alts"] = alt if isinstance(alt, list) else [alt] * images
+        meta["alts"] = alt if isinstance(alt, list) else [alt]
     if images == 1 and (option.get("fig-cap") or option.get("label")):
         myst["figure"] = {k: v for k, v in (("caption", option.get("fig-cap")), ("name", option.get("label"))) if v}
     elif option.get("fig-cap"):

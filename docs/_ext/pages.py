@@ -80,9 +80,8 @@ class Html(SphinxDirective):
         return f"{up}{docname}.html" + (f"#{anchor}" if anchor else "")
 
     def depend_on_notebooks(self):
-        for c in CATALOGUE:
-            if c.notebook:
-                self.env.note_dependency(str(Path(self.env.srcdir) / c.notebook))
+        for file in (Path(self.env.srcdir) / "nbs").glob("*/*.ipynb"):
+            self.env.note_dependency(str(file))
 
     def run(self):
         return [nodes.raw("", self.html(), format="html")]

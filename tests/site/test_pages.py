@@ -1,0 +1,241 @@
+"""The built site in Chromium: what loads, what moves, what can be read, reached and found."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlparse
+
+import pytest
+
+pytestmark = pytest.mark.browser
+TOP = Path(__file__).resolve().parents[2]
+AXE = TOP / "docs" / "node_modules" / "axe-core" / "axe.min.js"
+CHAPTER = "nbs/01_adaptive/01_act.html"
+SLIDERS = ["nbs/00_foundations/06_viz.html", CHAPTER, "nbs/01_adaptive/02_pondernet.html"]
+
+
+class Links(HTMLParser):
+    "The ids of a page, and what it refers to."
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.refs, self.images = set(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids.add(attrs.get("id"))
+        if tag == "a" and attrs.get("name"):
+            self.ids.add(attrs["name"])
+        for key in ("href", "src"):
+            if attrs.get(key) and tag in ("a", "img", "script", "link"):
+                self.refs.append(attrs[key])
+        if tag == "img":
+            self.images.append(attrs)
+
+
+@pytest.fixture(scope="session")
+def parsed(built):
+    "Every HTML file of the site, parsed."
+    found = {}
+    for path in built.rglob("*.html"):
+        if "_static" not in path.relative_to(built).parts:
+            found[path] = Links()
+            found[path].feed(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_internal_link_and_anchor_resolves(built, parsed):
+    broken = []
+    for path, page in parsed.items():
+        for ref in page.refs:
+            if urlparse(ref).scheme or ref.startswith("//"):
+                continue
+            target, anchor = urldefrag(unquote(ref))
+            file = Path(urlparse(urljoin(path.as_uri(), target)).path) if target else path
+            file = Path(unquote(str(file))).resolve()
+            if not file.exists():
+                broken.append(f"{path.relative_to(built)}: {ref}")
+            elif anchor and file.suffix == ".html" and anchor not in parsed[file].ids:
+                broken.append(f"{path.relative_to(built)}: {ref} (no such anchor)")
+    assert not broken, "\n".join(sorted(set(broken))[:40])
+
+
+def test_nothing_is_asked_from_another_host(parsed):
+    foreign = {ref for page in parsed.values() for ref in page.refs if re.match(r"(https?:)?//", ref)}
+    loaded = {r for p in parsed for r in re.findall(r'<(?:script|img|link)\b[^>]*(?:src|href)="((?:https?:)?//[^"]+)"',
+                                                    p.read_text(encoding="utf-8")) if "canonical" not in r}
+    assert not loaded, loaded
+    assert foreign  # links that a reader may follow are there
+
+
+def test_every_image_has_alternative_text(built, parsed):
+    silent = [f"{p.relative_to(built)}: {i.get('src', '')[:60]}" for p, page in parsed.items() for i in page.images
+              if "alt" not in i]
+    assert not silent, silent
+
+
+def test_every_page_loads_and_fits_a_phone(open_page, address, pages):
+    page = open_page(address, width=360, height=740)
+    trouble = []
+    for name in pages:
+        page.wrong.clear()
+        page.asked.clear()
+        page.goto(address + name, wait_until="load")
+        page.evaluate("() => window.MathJax?.startup?.promise")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        trouble += [f"{name}: {w}" for w in page.wrong]
+        trouble += [f"{name}: asks {u}" for u in page.asked if not u.startswith((address, "data:", "blob:"))]
+        trouble += [f"{name}: {width} pixels wide"] if width > 360 else []
+        described = page.evaluate("document.querySelector('meta[name=description]')?.content")
+        trouble += [] if described or name in ("search.html", "genindex.html", "py-modindex.html", "404.html") else [
+            f"{name}: no description"]
+    assert not trouble, "\n".join(trouble)
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_sliders_change_the_picture_and_have_names(open_page, address, built, scheme):
+    base = address if scheme == "http" else built.as_uri() + "/"
+    for name in SLIDERS if scheme == "http" else SLIDERS[:1]:
+        page = open_page(base + name)
+        slider = page.locator('.jupyter-widgets [role="slider"]').first
+        slider.wait_for(timeout=20000)
+        page.wait_for_function("document.querySelector('.jupyter-widgets [role=slider]').hasAttribute('aria-label')")
+        assert len(slider.get_attribute("aria-label")) > 2
+        shown = lambda page=page: page.evaluate("""() => [...document.querySelectorAll('.widget-html-content img')]
+            .filter(i => i.offsetParent).map(i => i.alt).join('|')""")
+        before = shown()
+        assert before
+        slider.focus()
+        slider.press("ArrowRight")
+        page.wait_for_timeout(300)
+        after = shown()
+        assert after and after != before, name
+        assert not page.wrong, page.wrong
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_search_finds_halting(open_page, address, built, scheme):
+    base = address if scheme == "http" else built.as_uri() + "/"
+    page = open_page(base + "search.html?q=halting")
+    page.wait_for_function("document.querySelectorAll('#search-results li').length > 1", timeout=20000)
+    found = page.locator("#search-results").inner_text()
+    assert "Adaptive Computation Time" in found
+    assert not page.wrong, page.wrong
+    assert ("from files" in page.locator("body").inner_text()) == (scheme == "file")
+
+
+def test_from_files(open_page, built):
+    for name in ["index.html", CHAPTER, "docs/results.html"]:
+        page = open_page((built / name).as_uri())
+        page.evaluate("() => window.MathJax?.startup?.promise")
+        assert not page.wrong, (name, page.wrong)
+        assert all(u.startswith(("file:", "data:", "blob:")) for u in page.asked)
+
+
+LUMINANCE = """(e) => { const c = getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number);
+    const f = c.slice(0, 3).map(v => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
+    return (c.length > 3 && c[3] < 1) ? -1 : .2126 * f[0] + .7152 * f[1] + .0722 * f[2]; }"""
+
+
+def test_dark_mode_keeps_figures_readable(open_page, address):
+    for name in SLIDERS:
+        page = open_page(address + name, dark=True)
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert page.evaluate(f"({LUMINANCE})(document.body)") < 0.05
+        cards = page.locator(".cell_output img").evaluate_all(f"(all) => all.map({LUMINANCE})")
+        assert cards and min(cards) > 0.8, name  # a figure is drawn dark on light: its card is light in both modes
+
+
+def serious(page) -> list[str]:
+    "axe-core's violations of level serious or critical."
+    page.evaluate("() => window.MathJax?.startup?.promise")
+    page.add_script_tag(path=str(AXE))
+    found = page.evaluate("""async () => (await axe.run(document, {resultTypes: ['violations']})).violations
+        .filter(v => ['serious', 'critical'].includes(v.impact))
+        .map(v => v.id + ': ' + v.nodes.slice(0, 4)
+            .map(n => n.target.join(' ') + ' ' + (n.any[0]?.message || '')).join('; '))""")
+    return found
+
+
+@pytest.mark.parametrize("name", ["index.html", CHAPTER, "docs/api/ponderlearn.adaptive.act.html", "docs/results.html"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_no_serious_barrier(open_page, address, name, dark):
+    assert not serious(open_page(address + name, dark=dark))
+
+
+@pytest.mark.slow
+def test_no_serious_barrier_on_any_page(open_page, address, pages):
+    found = {name: bad for name in pages if (bad := serious(open_page(address + name)))}
+    assert not found, json.dumps(found, indent=1)
+
+
+def test_keyboard_reaches_the_content_first(open_page, address):
+    page = open_page(address + CHAPTER)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#main-content"
+    page.keyboard.press("Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+
+
+def test_reduced_motion(open_page, address):
+    page = open_page(address + CHAPTER, reduced_motion="reduce")
+    slow = page.evaluate("""[...document.querySelectorAll('*')].filter(e => getComputedStyle(e).transitionDuration
+        .split(',').some(t => parseFloat(t) > .02)).length""")
+    assert slow == 0
+
+
+def test_print_shows_the_text_alone(open_page, address):
+    page = open_page(address + CHAPTER)
+    page.emulate_media(media="print")
+    for part in (".bd-sidebar-primary", ".bd-header-article", ".prev-next-footer"):
+        assert not page.locator(part).first.is_visible(), part
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("[...document.querySelectorAll('details')].every(d => d.open)")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert not page.evaluate("[...document.querySelectorAll('details.solution')].some(d => d.open)")
+
+
+def test_formulas_are_numbered_linkable_and_read_aloud(open_page, address):
+    page = open_page(address + CHAPTER)
+    page.evaluate("() => window.MathJax.startup.promise")
+    assert page.locator("div.math .eqno").count() == page.locator("div.math").count() > 3
+    assert page.locator("div.math mjx-assistive-mml math").count() > 3
+    anchor = page.locator("div.math .eqno a").first.get_attribute("href")
+    assert page.locator(anchor.replace(":", "\\:")).count() == 1
+
+
+def test_what_a_chapter_offers(open_page, address):
+    page = open_page(address + CHAPTER)
+    assert "at scale full" in page.locator(".provenance").inner_text()
+    solution = page.locator("details.solution").first
+    assert not solution.evaluate("e => e.open")
+    assert page.locator(".page-actions a[download='01_act.ipynb']").count() == 1
+    assert page.locator("a .glossary-term").count() > 3
+    assert "/docs/api/ponderlearn.adaptive.act.html" in page.locator(".exported-to a").first.get_attribute("href")
+
+
+def test_results_show_failures_as_they_show_successes(open_page, address):
+    from ponderlearn.course import results
+
+    page = open_page(address + "docs/results.html")
+    rows = page.locator(".claims-table tbody tr")
+    assert rows.count() == len(results()) > 0
+    for verdict in {r["holds"] for r in results()}:
+        chips = page.locator(f".claims-table .is-{verdict.split()[0]}")
+        assert chips.count() == sum(r["holds"] == verdict for r in results())
+        assert all(chips.nth(i).is_visible() for i in range(chips.count()))
+
+
+def test_glossary_directions(open_page, address):
+    page = open_page(address + "docs/glossary.html")
+    hebrew = page.locator(".term-he")
+    assert hebrew.count() > 20
+    assert hebrew.first.evaluate("e => [e.lang, getComputedStyle(e).direction]") == ["he", "rtl"]
+    assert page.locator(".term-ru").first.get_attribute("lang") == "ru"
+
+
+def test_what_is_not_there(open_page, built):
+    page = open_page((built / "404.html").as_uri())
+    assert page.locator("main h1").inner_text() == "This page is not here"
+    assert not page.wrong
