@@ -226,6 +226,12 @@ def test_readme_is_made_from_the_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8").strip() == text.strip(), "run: make readme"
 
 
+def test_code_in_the_readme_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "torch.Size([8, 10, 32]) torch.Size([8, 10])\n"
+
+
 def test_index_lists_the_chapters_that_are_written():
     cells = json.loads((ROOT / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     (cell,) = [c for c in cells if c["cell_type"] == "code"]
