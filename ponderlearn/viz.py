@@ -27,15 +27,15 @@ import matplotlib.pyplot as plt
 from PIL import Image
 from scipy import stats
 
-# %% ../nbs/00_foundations/06_viz.ipynb #bad0313e
-#: The colours of Okabe and Ito, by name, and a grey for what stays in the background.
+# %% ../nbs/00_foundations/06_viz.ipynb #db0957ae
+#: The colors of Okabe and Ito, by name, and a gray for what stays in the background.
 PALETTE = {"blue": "#0072B2", "vermilion": "#D55E00", "green": "#009E73", "purple": "#CC79A7", "orange": "#E69F00",
            "sky": "#56B4E9", "black": "#000000", "yellow": "#F0E442", "grey": "#767676"}
 _CARD = "#fdfdfb"
 
-# %% ../nbs/00_foundations/06_viz.ipynb #2ec65234
+# %% ../nbs/00_foundations/06_viz.ipynb #a651ddd0
 def look() -> None:
-    "Set matplotlib's style for the course: a light card, large letters, the palette's colours. Call once a notebook."
+    "Set matplotlib's style for the course: a light card, large letters, the palette's colors. Call once a notebook."
     order = ["blue", "vermilion", "green", "purple", "orange", "sky", "black"]
     matplotlib.rcParams.update({
         "figure.figsize": (6.0, 3.6), "figure.dpi": 120, "savefig.dpi": 120, "figure.constrained_layout.use": True,
@@ -303,7 +303,7 @@ def _picture(fig, dpi: float) -> tuple[bytes, tuple[int, int]]:
     (flat if well else drawn).save(file, format="webp", lossless=bool(well), quality=80, method=4)
     return file.getvalue(), drawn.size
 
-# %% ../nbs/00_foundations/06_viz.ipynb #bbd2aab5
+# %% ../nbs/00_foundations/06_viz.ipynb #304bed79
 def _tag(picture: bytes, alt: str, width: int) -> str:
     "The picture as an <img> that holds its own data."
     data = base64.b64encode(picture).decode()
@@ -312,11 +312,12 @@ def _tag(picture: bytes, alt: str, width: int) -> str:
 
 
 def _slider(labels: list[str], description: str, start: int):
-    "A slider whose read-out is the label of its stop."
+    "A slider whose read-out is the label of its stop; on a phone a long description takes a line of its own."
+    flow = "row wrap" if len(description) > 20 else "row"
     return widgets.SelectionSlider(
         options=[(label, i) for i, label in enumerate(labels)], index=start, description=description,
         style={"description_width": "initial"},
-        layout=widgets.Layout(width="100%", max_width="36rem", height="auto", flex_flow="row wrap"))
+        layout=widgets.Layout(width="100%", max_width="36rem", height="auto", flex_flow=flow))
 
 
 def _assemble(tags: list[list[str]], sliders: list):
