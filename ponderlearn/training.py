@@ -310,16 +310,16 @@ def rewind(self: _Run) -> int:
     self.look_every = 1
     return n
 
-# %% ../nbs/00_foundations/04_training.ipynb #7fbe14e4
+# %% ../nbs/00_foundations/04_training.ipynb #489a56d1
 def _settings(model: nn.Module, optimizer, *, steps: int, seed: int, clip, schedule) -> dict[str, str]:
     "What must agree for a checkpoint to belong to this run, as text."
-    groups = [{k: v for k, v in g.items() if k not in ("params", "initial_lr")} | {"tensors": len(g["params"])}
-              for g in optimizer.param_groups]
+    tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     return {"steps": str(steps), "seed": str(seed), "clip": str(clip),
             "schedule": "a function" if callable(schedule) else schedule or "constant",
-            "optimizer": f"{type(optimizer).__name__} {groups}",
-            **{f"model: {k}": f"{v.dtype} {tuple(v.shape)}" for k, v in model.state_dict().items()
-               if isinstance(v, Tensor)}}
+            **{f"model: {k}": f"{v.dtype} {tuple(v.shape)}" for k, v in tensors.items()},
+            "optimizer": type(optimizer).__name__,
+            **{f"parameter group {i}: {k}": str(len(v) if k == "params" else v)
+               for i, group in enumerate(optimizer.param_groups) for k, v in group.items() if k != "initial_lr"}}
 
 
 def _check_same(path, theirs: dict, ours: dict) -> None:

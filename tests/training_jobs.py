@@ -90,7 +90,7 @@ def curves(folder, rank=0, n=1, port=0):
     torch.set_num_threads(1)
     if n > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
     common = dict(steps=30, lr=0.05, bar=False)
     state = {}
 
