@@ -85,6 +85,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                 'ponderlearn/adaptive/act.py'),
                                           'ponderlearn.adaptive.act._sizes': ( 'nbs/01_adaptive/act.html#_sizes',
                                                                                'ponderlearn/adaptive/act.py'),
+                                          'ponderlearn.adaptive.act._times': ( 'nbs/01_adaptive/act.html#_times',
+                                                                               'ponderlearn/adaptive/act.py'),
                                           'ponderlearn.adaptive.act.act_weights': ( 'nbs/01_adaptive/act.html#act_weights',
                                                                                     'ponderlearn/adaptive/act.py'),
                                           'ponderlearn.adaptive.act.addition': ( 'nbs/01_adaptive/act.html#addition',

@@ -137,7 +137,7 @@ def _start(self: _Repeated, x: Tensor, state, hidden_size: int | None):
     zeros = x.new_zeros(len(x), size)
     return (zeros, zeros) if isinstance(self.cell, nn.LSTMCell) else zeros
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #fe0010bb
+# %% ../../nbs/01_adaptive/01_act.ipynb #72dc868e
 @patch
 def _prepare(self: _Repeated, x: Tensor) -> tuple[tuple, tuple, Callable]:
     "Cell inputs at the first and at later ponder steps (tuples of tensors like `x`), and the update that takes them."
@@ -147,14 +147,14 @@ def _prepare(self: _Repeated, x: Tensor) -> tuple[tuple, tuple, Callable]:
         first, later = (torch.cat([x, x.new_full((*x.shape[:-1], 1), value)], -1) for value in (1, 0))
         return (first,), (later,), lambda inputs, state: self.cell(inputs[0], state)
     cell, size = self.cell, self.cell.hidden_size
-    weight, bias = cell.weight_ih, cell.bias_ih
+    bias = cell.bias_ih
     if bias is not None:  # the recurrent bias joins in, but for the GRU's third part, which sits behind the reset gate
         gru = isinstance(cell, nn.GRUCell)
-        bias = bias + (torch.cat([cell.bias_hh[: 2 * size], bias.new_zeros(size)]) if gru else cell.bias_hh)
-    later = F.linear(x, weight[:, : x.shape[-1]], bias)
-    first = later + weight[:, -1] if self.flag else later
+        bias = bias + (F.pad(cell.bias_hh[: 2 * size], (0, size)) if gru else cell.bias_hh)
+    first = F.linear(torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.flag else x, cell.weight_ih, bias)
+    later = first - cell.weight_ih[:, -1] if self.flag else first
     update = {nn.RNNCell: _rnn_update, nn.GRUCell: _gru_update, nn.LSTMCell: _lstm_update}[type(cell)](cell)
-    parts = (2 * size, size) if isinstance(cell, nn.GRUCell) else (len(weight),)
+    parts = (2 * size, size) if isinstance(cell, nn.GRUCell) else (first.shape[-1],)
     return first.split(parts, -1), later.split(parts, -1), update
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #8b36cff7
@@ -237,7 +237,7 @@ def _activation(self: ACTCell, state) -> Tensor:
     logit = self.halting(read(state)).squeeze(-1)
     return logit.to(torch.promote_types(logit.dtype, torch.float32)).sigmoid()
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #9f2cbfa4
+# %% ../../nbs/01_adaptive/01_act.ipynb #8617ce9d
 @patch
 def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> ACTState:
     "Ponder on prepared inputs until every row has stopped (act-states to act-mean)."
@@ -249,9 +249,10 @@ def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> 
         new = update(inputs, state)
         state = new if live is None else _map(lambda a, b: torch.where(_like(live, a), a, b), new, state)
         h = self._activation(state)
-        spent = 0 * h if n == 1 else spent  # 0 * h: the halting unit stays in the graph even if all stop at once
-        stop, n_stop = self._stops(n, spent, h, live)
-        w, spent = _shares(h, spent, stop, n_stop, live)
+        if n == 1:
+            left, total = torch.ones_like(h), torch.zeros_like(h)
+        stop, n_stop = self._stops(n, total, h, live)
+        w, left = _shares(h, left, stop, n_stop, live)
         mean = _map(lambda s: _like(w, s) * s, state) if n == 1 else _map(lambda s, m: _add(m, w, s), state, mean)
         log.append((rows, w))
         inputs = later
@@ -261,12 +262,12 @@ def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> 
         if n_stop:
             live = count == 0
             if self.compact and 4 * n_stop >= len(rows):
-                rows, count, spent, state, mean, inputs = _drop(done, live, rows, count, spent, state, mean, inputs)
-                later, live = inputs, None
-    done.append((rows, count, spent, mean))
+                rows, count, total, left, state, mean, later = _drop(done, live, rows, count, total, left, state, mean, later)
+                inputs, live = later, None
+    done.append((rows, count, left, mean))
     return self._collect(done, log, state)
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #e18da0f7
+# %% ../../nbs/01_adaptive/01_act.ipynb #28349b88
 def _like(w: Tensor, s: Tensor) -> Tensor:
     "`w` (b,) with trailing axes of size 1, to go with `s` (b, ...)."
     return w.view(-1, *[1] * (s.ndim - 1))
@@ -276,47 +277,46 @@ def _add(mean: Tensor, w: Tensor, s: Tensor) -> Tensor:
 
 @patch
 @torch.no_grad()
-def _stops(self: ACTCell, n: int, spent: Tensor, h: Tensor, live) -> tuple[Tensor, int]:
-    "Which rows have stopped by step `n`, and how many they are (act-steps)."
+def _stops(self: ACTCell, n: int, total: Tensor, h: Tensor, live) -> tuple[Tensor, int]:
+    "Add `h` to the sums of halting values; which rows have stopped by step `n`, and how many they are (act-steps)."
+    total += h
     if n == self.max_steps:
         return torch.ones_like(h, dtype=torch.bool), len(h)
-    stop = spent + h >= 1 - self.epsilon
+    stop = total >= 1 - self.epsilon
     stop = stop if live is None else stop | ~live
     return stop, int(stop.sum())
 
-def _shares(h, spent, stop, n_stop, live):
-    "Weights of this step, and what each row has spent before the next one (act-weights)."
+def _shares(h, left, stop, n_stop, live):
+    "Weights of this step, and what is left of each row's budget after it, the remainder once it has stopped (act-weights)."
     if n_stop == 0:
-        return h, spent + h
-    if n_stop == len(h):
-        w = 1 - spent
+        return h, left - h
+    if n_stop == len(h):  # 0 * h: the halting unit stays in the graph even if all rows stop at once
+        w = left = left if left.requires_grad else left + 0 * h
     else:
-        w = torch.where(stop, 1 - spent, h)
-        h = torch.where(stop, 0, h)
-    return w if live is None else torch.where(live, w, 0), spent if n_stop == len(stop) else spent + h
+        w, left = torch.where(stop, left, h), torch.where(stop, left, left - h)
+    return w if live is None else torch.where(live, w, 0), left
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #efdb43a2
-def _drop(done, live, rows, count, spent, state, mean, inputs):
+# %% ../../nbs/01_adaptive/01_act.ipynb #3de504f3
+def _drop(done, live, rows, count, total, left, state, mean, inputs):
     "Put the stopped rows aside in `done`; return everything cut to the rows that go on."
     out, keep = (~live).nonzero().squeeze(1), live.nonzero().squeeze(1)
     take = lambda index: lambda s: s.index_select(0, index)
-    done.append((rows[out], count[out], take(out)(spent), _map(take(out), mean)))
+    done.append((rows[out], count[out], take(out)(left), _map(take(out), mean)))
     cut = take(keep)
-    return rows[keep], count[keep], cut(spent), _map(cut, state), _map(cut, mean), tuple(map(cut, inputs))
+    return (rows[keep], count[keep], total[keep], cut(left), _map(cut, state), _map(cut, mean), tuple(map(cut, inputs)))
 
 @patch
 def _collect(self: ACTCell, done: list, log: list, state) -> ACTState:
     "Join the pieces in the order of the batch; the mean gets the dtype of the cell's state."
-    rows, count, spent, mean = done[0]
+    rows, count, left, mean = done[0]
     if len(done) > 1:
         order = torch.cat([piece[0] for piece in done]).argsort()
         join = lambda *parts: torch.cat(parts).index_select(0, order)
-        count, spent = join(*[p[1] for p in done]), join(*[p[2] for p in done])
-        mean = _map(join, *[p[3] for p in done])
+        count, left, mean = join(*[p[1] for p in done]), join(*[p[2] for p in done]), _map(join, *[p[3] for p in done])
     weights = None
     if self.return_weights:
         weights = torch.stack([w.new_zeros(len(count)).index_copy(0, rows, w) for rows, w in log])
-    return ACTState(_map(lambda m, s: m.to(s.dtype), mean, state), count, 1 - spent, weights)
+    return ACTState(_map(lambda m, s: m.to(s.dtype), mean, state), count, left, weights)
 
 @patch
 def forward(
@@ -413,7 +413,7 @@ class ACTRNN(nn.Module):
         state = self.cell._start(x[:, 0], state, self._hidden())
         return self._run(x, state, mask)
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #baa2ed79
+# %% ../../nbs/01_adaptive/01_act.ipynb #d44c122b
 @patch
 def _hidden(self: ACTRNN) -> int | None:
     "Size of the zero start state for a cell that has no `hidden_size`."
@@ -423,7 +423,7 @@ def _hidden(self: ACTRNN) -> int | None:
 @patch
 def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
     first, later, update = self.cell._prepare(x)
-    first, later = (zip(*(part.unbind(1) for part in inputs), strict=True) for inputs in (first, later))
+    first, later = (zip(*map(_times, inputs), strict=True) for inputs in (first, later))
     n_real = [len(x)] * x.shape[1] if mask is None else mask.sum(0).tolist()
     outputs, counts, remainders = [], [], []
     for t, (a, b) in enumerate(zip(first, later, strict=True)):
@@ -434,8 +434,12 @@ def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
         outputs.append(_first(state))
         counts.append(count)
         remainders.append(remainder)
-    counts, remainders = torch.stack(counts, 1), torch.stack(remainders, 1)
-    return ACTSequence(torch.stack(outputs, 1), ACTState(state, counts, remainders))
+    outputs, counts, remainders = (v[0].unsqueeze(1) if len(v) == 1 else torch.stack(v, 1) for v in (outputs, counts, remainders))
+    return ACTSequence(outputs, ACTState(state, counts, remainders))
+
+def _times(x: Tensor) -> tuple[Tensor, ...]:
+    "`x` (B, T, ...) at each time. Not `x[:, t]`, whose backward fills a whole tensor of zeros for every t."
+    return (x.squeeze(1),) if x.shape[1] == 1 else x.unbind(1)
 
 @patch
 def _masked(self: ACTRNN, first, later, update, state, real):

@@ -1,0 +1,69 @@
+"""Side by side with a peer in one process: median of interleaved runs, ratio with its 95 % interval."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ponderlearn.course import write_atomic
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def interleaved(
+    ours: Callable,  # runs our side once; returns what must agree, or None
+    theirs: Callable,  # the same for the peer
+    *,
+    repeats: int = 101,  # timed runs of each
+    warmup: int = 5,  # runs of each before the clock counts
+) -> dict:
+    """Milliseconds of both (medians) and the ratio theirs / ours: above 1 we are faster.
+
+    The two run by turns, the order changing, so that a busy machine slows both. The interval is a percentile bootstrap of
+    the ratio of medians over pairs of neighbouring runs."""
+    for _ in range(warmup):
+        ours(), theirs()
+    seconds = np.zeros((repeats, 2))
+    for i in range(repeats):
+        for j in (0, 1) if i % 2 else (1, 0):
+            start = time.perf_counter()
+            (ours, theirs)[j]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[i, j] = time.perf_counter() - start
+    draws = np.random.default_rng(0).integers(repeats, size=(4000, repeats))
+    ratios = np.median(seconds[draws, 1], axis=1) / np.median(seconds[draws, 0], axis=1)
+    mine, peer = (statistics.median(seconds[:, j]) for j in (0, 1))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {"ours_ms": round(1e3 * mine, 3), "peer_ms": round(1e3 * peer, 3), "ratio": round(peer / mine, 3),
+            "low": round(float(low), 3), "high": round(float(high), 3), "repeats": repeats}
+
+
+def machine() -> str:
+    "The processor and the number of threads used, in words."
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} thread(s)"
+
+
+def save(
+    chapter: str,  # the chapter's name
+    peer: str,  # the peer's package and version
+    rows: list[dict],  # one measurement each: a "what" and what `interleaved` returned
+) -> Path:
+    "Write results/bench-<chapter>.json with date, machine and torch; print the table."
+    for row in rows:
+        print(f"{row['what']}: ours {row['ours_ms']:.2f} ms, {peer} {row['peer_ms']:.2f} ms, "
+              f"ratio {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]")
+    found = {"chapter": chapter, "peer": peer, "date": date.today().isoformat(), "machine": machine(),
+             "torch": torch.__version__, "rows": rows}
+    return write_atomic(RESULTS / f"bench-{chapter}.json", json.dumps(found, indent=1) + "\n")
