@@ -322,14 +322,14 @@ def text() -> Text:
     return Text(whole[:a], whole[a:b], whole[b:], vocabulary(whole[:a]), topics,
                 "pydoc_data.topics of CPython 3.11.7, Python Software Foundation", "PSF-2.0")
 
-# %% ../nbs/00_foundations/03_data.ipynb #73005b3b
+# %% ../nbs/00_foundations/03_data.ipynb #4360decd
 def minibatches(
     tensors: tuple[Tensor, ...],  # tensors with one first axis, e.g. (x, y)
     batch_size: int,  # samples in a batch, at most all
     *,
     seed: int | None = None,  # None: every batch is drawn afresh; else walk through epochs, their order from this seed
 ) -> Callable[[int, torch.Generator], tuple[Tensor, ...]]:
-    """A pure function (step, generator) -> batch of `tensors`, no sample twice in a batch. Steps count from 0.
+    """A pure function (step, generator) -> batch of `tensors`, no sample twice in a batch. Steps count from 1.
 
     With a `seed`, each epoch visits every sample once (the last fewer than `batch_size` samples are left out) and
     `generator` is not used. TypeError or ValueError for tensors that do not fit together."""
@@ -348,8 +348,8 @@ def minibatches(
     def batches(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         first = 0
         if seed is not None:
-            epoch, first = divmod(step, per_epoch)
-            generator = torch.Generator().manual_seed(seed * 2**31 + epoch)
+            epoch, first = divmod(step - 1, per_epoch)
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)  # a CPU sees 32 bits only
         order = torch.randperm(n, generator=generator, device=generator.device)
         index = order[first * batch_size : (first + 1) * batch_size]
         return tuple(t[index.to(t.device)] for t in tensors)

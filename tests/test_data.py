@@ -384,7 +384,7 @@ def test_minibatches_are_pure_and_draw_without_replacement(n, draw):
     seed = draw.draw(st.none() | st.integers(0, 5))
     x = torch.arange(n)
     batches = minibatches((x, 10 * x), size, seed=seed)
-    steps = draw.draw(st.lists(st.integers(0, 50), min_size=1, max_size=6))
+    steps = draw.draw(st.lists(st.integers(1, 50), min_size=1, max_size=6))
     first = {s: batches(s, generator(s)) for s in steps}
     again = minibatches((x, 10 * x), size, seed=seed)
     for s in reversed(steps):
@@ -395,11 +395,11 @@ def test_minibatches_are_pure_and_draw_without_replacement(n, draw):
 
 def test_a_walk_visits_every_sample_once_an_epoch():
     batches = minibatches((torch.arange(12),), 3, seed=4)
-    epochs = [torch.cat([batches(4 * e + i, None)[0] for i in range(4)]) for e in range(3)]
+    epochs = [torch.cat([batches(4 * e + i, None)[0] for i in range(1, 5)]) for e in range(3)]
     assert all(sorted(e.tolist()) == list(range(12)) for e in epochs)
     assert not torch.equal(epochs[0], epochs[1])
-    assert not torch.equal(minibatches((torch.arange(12),), 12, seed=5)(0, None)[0],
-                           minibatches((torch.arange(12),), 12, seed=4)(0, None)[0])
+    orders = {tuple(minibatches((torch.arange(12),), 12, seed=seed)(1, None)[0].tolist()) for seed in range(8)}
+    assert len(orders) == 8
 
 
 def test_fresh_batches_are_uniform():
