@@ -1,8 +1,9 @@
 """ACT beside the package pytorch-adaptive-computation-time, at an equal number of executed updates.
 
-The package counts the current halting value twice in its stopping test, so at equal halting values it stops earlier. Here
-the number of updates of each row is prescribed instead, and checked: one unit of the state copies an input number, which
-stays the same at all ponder steps, and the halting unit reads that unit alone. Both sides run one GRU with the same weights.
+The package counts the current halting value twice in its stopping test, so at equal halting values it stops earlier.
+Here the number of updates of each row is prescribed instead, and checked: one unit of the state copies an input number,
+which stays the same at all ponder steps, and the halting unit reads that unit alone. Both sides run one GRU with the
+same weights.
 
 Run with `make bench`, or: python benchmarks/act.py
 """
@@ -10,11 +11,11 @@ Run with `make bench`, or: python benchmarks/act.py
 import importlib.metadata
 
 import torch
+from compare import interleaved, save
 from pytorch_adaptive_computation_time import AdaptiveGRU
 from torch import nn
 
-from compare import interleaved, save
-from ponderlearn.adaptive.act import ACTCell, ACTRNN, ponder_cost
+from ponderlearn.adaptive.act import ACTRNN, ACTCell, ponder_cost
 
 SIZE, HIDDEN, LIMIT = 64, 128, 100
 

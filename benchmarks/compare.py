@@ -25,8 +25,8 @@ def interleaved(
 ) -> dict:
     """Milliseconds of both (medians) and the ratio theirs / ours: above 1 we are faster.
 
-    The two run by turns, the order changing, so that a busy machine slows both. The interval is a percentile bootstrap of
-    the ratio of medians over pairs of neighbouring runs."""
+    The two run by turns, the order changing, so that a busy machine slows both. The interval is a percentile bootstrap
+    of the ratio of medians over pairs of neighboring runs."""
     for _ in range(warmup):
         ours(), theirs()
     seconds = np.zeros((repeats, 2))
@@ -41,8 +41,14 @@ def interleaved(
     ratios = np.median(seconds[draws, 1], axis=1) / np.median(seconds[draws, 0], axis=1)
     mine, peer = (statistics.median(seconds[:, j]) for j in (0, 1))
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return {"ours_ms": round(1e3 * mine, 3), "peer_ms": round(1e3 * peer, 3), "ratio": round(peer / mine, 3),
-            "low": round(float(low), 3), "high": round(float(high), 3), "repeats": repeats}
+    return {
+        "ours_ms": round(1e3 * mine, 3),
+        "peer_ms": round(1e3 * peer, 3),
+        "ratio": round(peer / mine, 3),
+        "low": round(float(low), 3),
+        "high": round(float(high), 3),
+        "repeats": repeats,
+    }
 
 
 def machine() -> str:
@@ -50,7 +56,9 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return f"{model}, {torch.get_num_threads()} thread(s)"
 
@@ -62,8 +70,16 @@ def save(
 ) -> Path:
     "Write results/bench-<chapter>.json with date, machine and torch; print the table."
     for row in rows:
-        print(f"{row['what']}: ours {row['ours_ms']:.2f} ms, {peer} {row['peer_ms']:.2f} ms, "
-              f"ratio {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]")
-    found = {"chapter": chapter, "peer": peer, "date": date.today().isoformat(), "machine": machine(),
-             "torch": torch.__version__, "rows": rows}
+        print(
+            f"{row['what']}: ours {row['ours_ms']:.2f} ms, {peer} {row['peer_ms']:.2f} ms, "
+            f"ratio {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        )
+    found = {
+        "chapter": chapter,
+        "peer": peer,
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
     return write_atomic(RESULTS / f"bench-{chapter}.json", json.dumps(found, indent=1) + "\n")

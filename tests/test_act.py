@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ponderlearn.adaptive.act import (
-    ACTCell,
     ACTRNN,
+    ACTCell,
     RepeatCell,
     act_weights,
     addition,
@@ -91,8 +91,18 @@ def test_edges(halting, weights, n, rho, grad):
 
 @pytest.mark.parametrize(
     "b, n, r",
-    [(-4, 56, 0.010758), (-3, 21, 0.051483), (-2, 9, 0.046377), (-1, 4, 0.193176), (0, 2, 0.5), (1, 2, 0.268941),
-     (2, 2, 0.119203), (3, 2, 0.047426), (4.59, 2, 0.010051), (4.6, 1, 1.0)],
+    [
+        (-4, 56, 0.010758),
+        (-3, 21, 0.051483),
+        (-2, 9, 0.046377),
+        (-1, 4, 0.193176),
+        (0, 2, 0.5),
+        (1, 2, 0.268941),
+        (2, 2, 0.119203),
+        (3, 2, 0.047426),
+        (4.59, 2, 0.010051),
+        (4.6, 1, 1.0),
+    ],
 )
 def test_constant_logit(b, n, r):
     w = act_weights(torch.sigmoid(f64(b)).expand(100, 1))
@@ -146,7 +156,9 @@ def test_weights_sum_to_one(shape, n, seed, power, dtype, max_steps, dim):
     p = w.weights.movedim(dim, 0)
     assert p.shape == (min(n, max_steps or n), *shape) and w.steps.shape == w.remainder.shape == torch.Size(shape)
     assert w.steps.dtype == torch.int64 and p.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert ((p.sum(0) - 1).abs() <= 1e-6).all() and (p >= 0).all() and (w.steps >= 1).all() and (w.steps <= len(p)).all()
+    assert (
+        ((p.sum(0) - 1).abs() <= 1e-6).all() and (p >= 0).all() and (w.steps >= 1).all() and (w.steps <= len(p)).all()
+    )
     index = torch.arange(len(p)).view(-1, *[1] * len(shape))
     assert (torch.where(index >= w.steps, p, 0) == 0).all()
     assert torch.equal(torch.where(index == w.steps - 1, p, 0).sum(0), w.remainder)
@@ -230,9 +242,13 @@ def test_agrees_with_a_plain_loop(kind, compact):
         return sum((m.sin() * (j + 1)).sum() for j, m in enumerate(means)) + 0.1 * cost
 
     parameters = list(layer.parameters())
-    ours = torch.autograd.grad(loss(leaves(out.state), ponder_cost(out.steps, out.remainder, reduction="sum")), parameters)
+    ours = torch.autograd.grad(
+        loss(leaves(out.state), ponder_cost(out.steps, out.remainder, reduction="sum")), parameters
+    )
     theirs = [torch.cat([m[j] for m, _, _ in plain]) for j in range(len(state))]
-    theirs = torch.autograd.grad(loss(theirs, sum(n + r.sum() if isinstance(r, Tensor) else n + r for _, n, r in plain)), parameters)
+    theirs = torch.autograd.grad(
+        loss(theirs, sum(n + r.sum() if isinstance(r, Tensor) else n + r for _, n, r in plain)), parameters
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-10)
 
@@ -329,8 +345,10 @@ def test_limit_of_one_is_the_bare_cell():
         out = layer(x, state)
         assert all(torch.equal(a, b) for a, b in zip(leaves(out.state), leaves(own), strict=True))
         assert out.steps.tolist() == [1] * 3 and out.remainder.tolist() == [1.0] * 3
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in
-                   zip(leaves(ACTCell(cell, max_steps=1)(x).state), leaves(own), strict=True))
+        assert all(
+            torch.allclose(a, b, atol=1e-6)
+            for a, b in zip(leaves(ACTCell(cell, max_steps=1)(x).state), leaves(own), strict=True)
+        )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -368,10 +386,16 @@ def test_zero_halting_is_the_control():
     nn.init.zeros_(layer.halting.weight)
     x = torch.randn(5, 3)
     out, control = layer(x), RepeatCell(layer.cell, 6)(x)
-    assert torch.equal(out.state, control.state) and out.steps.tolist() == [6] * 5 and out.remainder.tolist() == [1.0] * 5
+    assert (
+        torch.equal(out.state, control.state) and out.steps.tolist() == [6] * 5 and out.remainder.tolist() == [1.0] * 5
+    )
     ponder_cost(out.steps, out.remainder).backward()
     assert layer.halting.bias.grad.item() == 0
-    assert control.weights[-1].tolist() == [1.0] * 5 and control.weights.sum() == 5 and control.remainder.tolist() == [0.0] * 5
+    assert (
+        control.weights[-1].tolist() == [1.0] * 5
+        and control.weights.sum() == 5
+        and control.remainder.tolist() == [0.0] * 5
+    )
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -467,11 +491,21 @@ def test_parity_task():
 
 def test_logic_task():
     names = "NOR Xq ABJ XOR NAND AND XNOR if/then then/if OR".split()
-    truth = {"NOR": lambda p, q: not (p or q), "Xq": lambda p, q: q and not p, "ABJ": lambda p, q: p and not q,
-             "XOR": lambda p, q: p != q, "NAND": lambda p, q: not (p and q), "AND": lambda p, q: p and q,
-             "XNOR": lambda p, q: p == q, "if/then": lambda p, q: q or not p, "then/if": lambda p, q: p or not q,
-             "OR": lambda p, q: p or q}
-    table = dict(zip(names, ["0001", "0010", "0100", "0110", "0111", "1000", "1001", "1011", "1101", "1110"], strict=True))
+    truth = {
+        "NOR": lambda p, q: not (p or q),
+        "Xq": lambda p, q: q and not p,
+        "ABJ": lambda p, q: p and not q,
+        "XOR": lambda p, q: p != q,
+        "NAND": lambda p, q: not (p and q),
+        "AND": lambda p, q: p and q,
+        "XNOR": lambda p, q: p == q,
+        "if/then": lambda p, q: q or not p,
+        "then/if": lambda p, q: p or not q,
+        "OR": lambda p, q: p or q,
+    }
+    table = dict(
+        zip(names, ["0001", "0010", "0100", "0110", "0111", "1000", "1001", "1011", "1101", "1110"], strict=True)
+    )
     order = [(1, 1), (1, 0), (0, 1), (0, 0)]
     # the paper's tables, as the brief lists them: value at (P, Q) = TT, TF, FT, FF
     for name in ("NOR", "XOR", "NAND", "AND", "XNOR", "OR"):
@@ -600,9 +634,16 @@ def test_messages():
         (TypeError, "halting must be a tensor, got list", act_weights, [0.5]),
         (ValueError, "epsilon must lie in [0, 1), got 1.0", lambda: act_weights(h, epsilon=1)),
         (ValueError, "max_steps must be >= 1, got 0", lambda: act_weights(h, max_steps=0)),
-        (ValueError, "reduction must be one of 'mean', 'none', 'sum', 'batchmean', got avg",
-         lambda: ponder_cost(n, r, reduction="avg")),
-        (ValueError, "mask must have shape (2, 3), got", lambda: ponder_cost(n, r, mask=torch.ones(2, dtype=torch.bool))),
+        (
+            ValueError,
+            "reduction must be one of 'mean', 'none', 'sum', 'batchmean', got avg",
+            lambda: ponder_cost(n, r, reduction="avg"),
+        ),
+        (
+            ValueError,
+            "mask must have shape (2, 3), got",
+            lambda: ponder_cost(n, r, mask=torch.ones(2, dtype=torch.bool)),
+        ),
         (TypeError, "mask must be a tensor of bool dtype, got", lambda: ponder_cost(n, r, mask=r)),
         (ValueError, "steps must have shape (2, 3), got", lambda: ponder_cost(n[0], r)),
         (TypeError, "remainder must be a tensor of float dtype", lambda: ponder_cost(n, n)),
@@ -612,19 +653,47 @@ def test_messages():
         (TypeError, "cell must be callable as cell(input, state) -> state, got 3", lambda: ACTCell(3, hidden_size=2)),
         (ValueError, "n_steps must be >= 1, got 0", lambda: RepeatCell(nn.GRUCell(3, 4), 0)),
         (TypeError, "cell must be an ACTCell or a RepeatCell, got GRUCell", lambda: ACTRNN(nn.GRUCell(3, 4))),
-        (ValueError, "cell.input_size must be 65 (input size + 1 for the flag), got 64",
-         lambda: ACTCell(nn.GRUCell(64, 4))(torch.randn(2, 64))),
-        (ValueError, "cell.input_size must be 63 (the input size), got 64",
-         lambda: ACTCell(nn.GRUCell(64, 4), flag=False)(torch.randn(2, 63))),
+        (
+            ValueError,
+            "cell.input_size must be 65 (input size + 1 for the flag), got 64",
+            lambda: ACTCell(nn.GRUCell(64, 4))(torch.randn(2, 64)),
+        ),
+        (
+            ValueError,
+            "cell.input_size must be 63 (the input size), got 64",
+            lambda: ACTCell(nn.GRUCell(64, 4), flag=False)(torch.randn(2, 63)),
+        ),
         (ValueError, "input must have shape (B, D), got", lambda: ACTCell(nn.GRUCell(3, 4))(torch.randn(2))),
-        (ValueError, "input must have shape (B, T, D), got", lambda: ACTRNN(ACTCell(nn.GRUCell(3, 4)))(torch.randn(2, 2))),
-        (TypeError, "input must be a tensor of float dtype", lambda: ACTCell(nn.GRUCell(3, 4))(torch.ones(2, 2).long())),
-        (ValueError, "input must have at least 1 time step", lambda: ACTRNN(ACTCell(nn.GRUCell(3, 4)))(torch.ones(2, 0, 2))),
-        (ValueError, "mask must have shape (2, 5), got",
-         lambda: ACTRNN(ACTCell(nn.GRUCell(3, 4)))(torch.ones(2, 5, 2), mask=torch.ones(2, 4, dtype=torch.bool))),
-        (ValueError, "state must have 2 rows like input, got", lambda: ACTCell(nn.GRUCell(3, 4))(torch.ones(2, 2), torch.ones(3, 4))),
-        (TypeError, "state must be a tensor or a tuple, list or dict of them, got x",
-         lambda: ACTCell(lambda x, s: "x", hidden_size=2)(torch.ones(2, 2))),
+        (
+            ValueError,
+            "input must have shape (B, T, D), got",
+            lambda: ACTRNN(ACTCell(nn.GRUCell(3, 4)))(torch.randn(2, 2)),
+        ),
+        (
+            TypeError,
+            "input must be a tensor of float dtype",
+            lambda: ACTCell(nn.GRUCell(3, 4))(torch.ones(2, 2).long()),
+        ),
+        (
+            ValueError,
+            "input must have at least 1 time step",
+            lambda: ACTRNN(ACTCell(nn.GRUCell(3, 4)))(torch.ones(2, 0, 2)),
+        ),
+        (
+            ValueError,
+            "mask must have shape (2, 5), got",
+            lambda: ACTRNN(ACTCell(nn.GRUCell(3, 4)))(torch.ones(2, 5, 2), mask=torch.ones(2, 4, dtype=torch.bool)),
+        ),
+        (
+            ValueError,
+            "state must have 2 rows like input, got",
+            lambda: ACTCell(nn.GRUCell(3, 4))(torch.ones(2, 2), torch.ones(3, 4)),
+        ),
+        (
+            TypeError,
+            "state must be a tensor or a tuple, list or dict of them, got x",
+            lambda: ACTCell(lambda x, s: "x", hidden_size=2)(torch.ones(2, 2)),
+        ),
         (ValueError, "n_bits must be >= 1, got 0", lambda: parity(2, 0)),
         (ValueError, "min_bits must lie in 1..3, got 4", lambda: parity(2, 5, min_bits=4, max_bits=3)),
         (ValueError, "max_bits must lie in 1..5, got 6", lambda: parity(2, 5, max_bits=6)),
@@ -633,8 +702,11 @@ def test_messages():
         (ValueError, "max_gates must be >= 1, got 0", lambda: logic(2, max_gates=0)),
         (ValueError, "max_digits must be >= 1, got 0", lambda: addition(2, max_digits=0)),
         (ValueError, "min_gap must lie in [0, inf), got -1.0", lambda: sorting(2, min_gap=-1)),
-        (ValueError, "mask must have a scored entry, got none",
-         lambda: sequence_error_rate(n, n, torch.zeros(2, 3, dtype=torch.bool))),
+        (
+            ValueError,
+            "mask must have a scored entry, got none",
+            lambda: sequence_error_rate(n, n, torch.zeros(2, 3, dtype=torch.bool)),
+        ),
         (ValueError, "target must have shape (2, 3), got", lambda: sequence_error_rate(n, n[0], n.bool())),
     ]
     for error, message, call, *args in cases:

@@ -6,8 +6,9 @@
 __all__ = ['ACTWeights', 'act_weights', 'ponder_cost', 'ACTState', 'ACTCell', 'RepeatCell', 'ACTSequence', 'ACTRNN',
            'SequenceBatch', 'parity', 'logic', 'addition', 'sorting', 'sequence_error_rate']
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #46f2b61b
+# %% ../../nbs/01_adaptive/01_act.ipynb #a7c462df
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -237,23 +238,23 @@ def _activation(self: ACTCell, state) -> Tensor:
     logit = self.halting(read(state)).squeeze(-1)
     return logit.to(torch.promote_types(logit.dtype, torch.float32)).sigmoid()
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #8617ce9d
+# %% ../../nbs/01_adaptive/01_act.ipynb #2876c1a9
 @patch
 def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> ACTState:
     "Ponder on prepared inputs until every row has stopped (act-states to act-mean)."
-    n, inputs, live, done, log = 0, first, None, [], []
+    n, inputs, live, mean, done, log = 0, first, None, None, [], []
     rows = torch.arange(len(first[0]), device=first[0].device)
     count = torch.zeros_like(rows)  # steps of the rows that have stopped, 0 for the others
     while True:
         n += 1
         new = update(inputs, state)
-        state = new if live is None else _map(lambda a, b: torch.where(_like(live, a), a, b), new, state)
+        state = new if live is None else _map(partial(_choose, live), new, state)
         h = self._activation(state)
         if n == 1:
             left, total = torch.ones_like(h), torch.zeros_like(h)
         stop, n_stop = self._stops(n, total, h, live)
         w, left = _shares(h, left, stop, n_stop, live)
-        mean = _map(lambda s: _like(w, s) * s, state) if n == 1 else _map(lambda s, m: _add(m, w, s), state, mean)
+        mean = _map(partial(_add, w), state) if n == 1 else _map(partial(_add, w), state, mean)
         log.append((rows, w))
         inputs = later
         count = torch.where(stop & (count == 0), n, count) if n_stop else count
@@ -267,13 +268,16 @@ def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> 
     done.append((rows, count, left, mean))
     return self._collect(done, log, state)
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #28349b88
+# %% ../../nbs/01_adaptive/01_act.ipynb #b6bd2a63
 def _like(w: Tensor, s: Tensor) -> Tensor:
     "`w` (b,) with trailing axes of size 1, to go with `s` (b, ...)."
     return w.view(-1, *[1] * (s.ndim - 1))
 
-def _add(mean: Tensor, w: Tensor, s: Tensor) -> Tensor:
-    return torch.addcmul(mean, _like(w, s), s.to(mean.dtype))
+def _choose(live: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(_like(live, new), new, old)
+
+def _add(w: Tensor, s: Tensor, mean: Tensor | None = None) -> Tensor:
+    return _like(w, s) * s if mean is None else torch.addcmul(mean, _like(w, s), s.to(mean.dtype))
 
 @patch
 @torch.no_grad()
@@ -296,7 +300,7 @@ def _shares(h, left, stop, n_stop, live):
         w, left = torch.where(stop, left, h), torch.where(stop, left, left - h)
     return w if live is None else torch.where(live, w, 0), left
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #3de504f3
+# %% ../../nbs/01_adaptive/01_act.ipynb #fd5c1217
 def _drop(done, live, rows, count, total, left, state, mean, inputs):
     "Put the stopped rows aside in `done`; return everything cut to the rows that go on."
     out, keep = (~live).nonzero().squeeze(1), live.nonzero().squeeze(1)
@@ -308,7 +312,7 @@ def _drop(done, live, rows, count, total, left, state, mean, inputs):
 @patch
 def _collect(self: ACTCell, done: list, log: list, state) -> ACTState:
     "Join the pieces in the order of the batch; the mean gets the dtype of the cell's state."
-    rows, count, left, mean = done[0]
+    _, count, left, mean = done[0]
     if len(done) > 1:
         order = torch.cat([piece[0] for piece in done]).argsort()
         join = lambda *parts: torch.cat(parts).index_select(0, order)
@@ -363,7 +367,7 @@ class RepeatCell(_Repeated):
         self._check_input(input, ("B", "D"))
         return _map(lambda *s: torch.stack(s), *self._states(*self._prepare(input), self._start(input, state, None)))
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #86a901ab
+# %% ../../nbs/01_adaptive/01_act.ipynb #35d0913c
 @patch
 def _states(self: RepeatCell, first: tuple, later: tuple, update: Callable, state):
     "The intermediate states, one after the other."
@@ -373,8 +377,8 @@ def _states(self: RepeatCell, first: tuple, later: tuple, update: Callable, stat
 
 @patch
 def _run(self: RepeatCell, first: tuple, later: tuple, update: Callable, state) -> ACTState:
-    for state in self._states(first, later, update, state):
-        pass
+    for n in range(self.n_steps):
+        state = update(later if n else first, state)
     count = torch.full((len(first[0]),), self.n_steps, device=first[0].device)
     weights = torch.zeros(self.n_steps, len(count), device=count.device)
     weights[-1] = 1
@@ -413,7 +417,7 @@ class ACTRNN(nn.Module):
         state = self.cell._start(x[:, 0], state, self._hidden())
         return self._run(x, state, mask)
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #d44c122b
+# %% ../../nbs/01_adaptive/01_act.ipynb #a61a9fac
 @patch
 def _hidden(self: ACTRNN) -> int | None:
     "Size of the zero start state for a cell that has no `hidden_size`."
@@ -422,8 +426,12 @@ def _hidden(self: ACTRNN) -> int | None:
 
 @patch
 def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
-    first, later, update = self.cell._prepare(x)
-    first, later = (zip(*map(_times, inputs), strict=True) for inputs in (first, later))
+    if x.shape[1] == 1:
+        first, later, update = self.cell._prepare(x.squeeze(1))
+        first, later = [first], [later]
+    else:  # not x[:, t]: its backward fills a whole tensor of zeros for every t
+        first, later, update = self.cell._prepare(x)
+        first, later = (zip(*(part.unbind(1) for part in inputs), strict=True) for inputs in (first, later))
     n_real = [len(x)] * x.shape[1] if mask is None else mask.sum(0).tolist()
     outputs, counts, remainders = [], [], []
     for t, (a, b) in enumerate(zip(first, later, strict=True)):
@@ -436,10 +444,6 @@ def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
         remainders.append(remainder)
     outputs, counts, remainders = (v[0].unsqueeze(1) if len(v) == 1 else torch.stack(v, 1) for v in (outputs, counts, remainders))
     return ACTSequence(outputs, ACTState(state, counts, remainders))
-
-def _times(x: Tensor) -> tuple[Tensor, ...]:
-    "`x` (B, T, ...) at each time. Not `x[:, t]`, whose backward fills a whole tensor of zeros for every t."
-    return (x.squeeze(1),) if x.shape[1] == 1 else x.unbind(1)
 
 @patch
 def _masked(self: ACTRNN, first, later, update, state, real):
