@@ -66,11 +66,16 @@ def patched(s) -> str | None:
 # ---- one entry
 
 
+def docstring(o) -> str:
+    "An object's own docstring, not one that it inherits."
+    return inspect.cleandoc(getattr(o, "__doc__", None) or "")
+
+
 def sentence(o) -> str:
     "The first sentence of a docstring."
-    doc = (inspect.getdoc(o) or "").split("\n\n")[0].replace("\n", " ")
-    found = re.match(r"(.*?[.:;])(\s|$)", doc)
-    return (found[1].rstrip(":;") if found else doc).rstrip(".")
+    doc = docstring(o).split("\n\n")[0].replace("\n", " ")
+    found = re.match(r"(.*?)(?<!\.)[.;](?:\s|$)", doc)
+    return found[1] if found else doc
 
 
 def type_name(t) -> str:
@@ -196,14 +201,14 @@ def entry(module, name: str, where: dict, notebook: str) -> tuple[list[Entry], l
     "An exported name with its members: what the index lists, and the lines of the page."
     o = getattr(module, name)
     if inspect.isclass(o):
-        return class_entry(module, name, o, inspect.getdoc(o) or "", where, notebook)
+        return class_entry(module, name, o, docstring(o), where, notebook)
     place = links(module, name, where, notebook, o)
     if not inspect.isroutine(o):
         what = f"{type(o).__name__}" + (
             f" with {len(o)} entries" if hasattr(o, "__len__") and not isinstance(o, str) else ""
         )
         return [Entry(name, "data", what, where.get(name, ""))], ["", *directive("data", name, [what, "", place])]
-    body = [inspect.getdoc(o) or "", "", *parameters(o), "", place]
+    body = [docstring(o), "", *parameters(o), "", place]
     return (
         [Entry(name, "function", sentence(o), where.get(name, ""))],
         ["", *directive("function", signature(name, o), body)],
@@ -222,7 +227,7 @@ def class_entry(module, name, o, doc, where, notebook):
     ]
     entries = [Entry(name, "class", sentence(o), where.get(name, ""))]
     for m, kind, f in members(o):
-        inner = [inspect.getdoc(f) or "", "", *(parameters(f) if kind == "method" else [])]
+        inner = [docstring(f), "", *(parameters(f) if kind == "method" else [])]
         place = links(module, f"{name}.{m}", where, notebook, f)
         lines += ["", *directive(kind, signature(m, f) if kind == "method" else m, [*inner, "", place], depth=3)]
         entries.append(Entry(f"{name}.{m}", kind, sentence(f), where.get(f"{name}.{m}", "")))
@@ -245,7 +250,7 @@ def page(path: Path, top: Path) -> tuple[str, str, list[Entry], str] | None:
         return None
     module = importlib.import_module(name)
     notebook = path.relative_to(top).as_posix()
-    doc = inspect.getdoc(module) or ""
+    doc = docstring(module)
     entries, lines = (
         [],
         [

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import yaml
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode
 from PIL import Image
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
@@ -139,6 +140,16 @@ class Head(SphinxTransform):
             else ('<p class="provenance draft"><span>A draft: no outputs are stored yet.</span></p>')
         )
         section.insert(at, nodes.raw("", line, format="html"))
+
+
+def open_fold(self, node):
+    "MyST-NB's fold with a summary whose name is its text (MyST-NB gives all the same hidden name)."
+    self.body.append(f'<details class="hide {" ".join(node["classes"])}">\n')
+    self.body.append(f'<summary><span class="fold-name">{escape(node["prompt_show"])}</span></summary>\n')
+
+
+def close_fold(self, node):
+    self.body.append("</details>\n")
 
 
 # ---- the glossary
@@ -335,6 +346,7 @@ def finish(app, error):
 
 
 def setup(app):
+    app.add_node(HideCodeCellNode, override=True, html=(open_fold, close_fold))
     for transform in (Cells, Head, GlossaryLinks):
         app.add_transform(transform)
     app.connect("html-page-context", page_context)

@@ -145,6 +145,17 @@ def only_imports(source: str) -> bool:
     return bool(body) and all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in body)
 
 
+def named_code(source: str) -> str:
+    "What a closed fold is called: the names that its code builds, if they are few."
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return "Code"
+    names = [s.name for s in body if isinstance(s, (ast.FunctionDef, ast.ClassDef))]
+    names += [t.id for s in body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)]
+    return f"Code: {', '.join(names)}" if 0 < len(names) < 4 else "Code"
+
+
 # ---- what may not become a page
 
 
@@ -299,7 +310,7 @@ def to_myst(cell, module: str | None) -> None:
         fold, summary = True, "Imports"
     if fold in (True, "true", "show"):
         tags.append("hide-input")
-        myst["code_prompt_show"] = myst["code_prompt_hide"] = summary or "Code"
+        myst["code_prompt_show"] = myst["code_prompt_hide"] = summary or named_code(cell.source)
         if fold == "show":
             tags.append("fold-open")
     images = sum(

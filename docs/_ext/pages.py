@@ -272,7 +272,6 @@ class Results(Html):
         self.depend_on_notebooks()
         for file in (Path(self.env.srcdir) / "results").glob("*.json"):
             self.env.note_dependency(str(file))
-        self.env.note_dependency(str(Path(self.env.srcdir) / "results"))
         rows = results()
         if not rows:
             return '<p class="empty">No run has been recorded yet.</p>'
@@ -429,8 +428,11 @@ def contents(srcdir: Path) -> str:
 
 
 def new_pages(app, env, added, changed, removed):
-    "The front page lists all pages: read it again when there are more or fewer."
-    return [d for d in ("index", "docs/results") if (added or removed) and d in env.found_docs]
+    "The front page and the results list other files: read them again when there are more or fewer."
+    files = sorted(p.name for p in (Path(app.srcdir) / "results").glob("*.json"))
+    more = added or removed or files != getattr(env, "result_files", files)
+    env.result_files = files
+    return [d for d in ("index", "docs/results") if more and d in env.found_docs]
 
 
 def setup(app):
