@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 import warnings
+from contextlib import suppress
 from functools import partial
 
 import joblib
@@ -78,7 +79,8 @@ def kill_at(process, counter, value, delay):
     while counter.value < value and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.0005)
     time.sleep(delay)
-    os.kill(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it was quicker
+        os.kill(process.pid, signal.SIGKILL)
     process.join()
     return process.exitcode
 
@@ -90,11 +92,11 @@ def test_killed_runs_end_with_the_same_bits(processes, tmp_path):
     reference = processes.Process(target=jobs.train, args=(whole,))
     reference.start()
     rng, killed, reached = random.Random(time.time_ns()), 0, []
-    for target in sorted(rng.sample(range(2, jobs.STEPS - 3), 6)):
+    for target in sorted(rng.sample(range(2, jobs.STEPS - 20), 6)):
         counter = processes.Value("i", 0, lock=False)
-        process = processes.Process(target=jobs.train, args=(broken, counter))
+        process = processes.Process(target=jobs.train, args=(broken, counter, target))
         process.start()
-        killed += kill_at(process, counter, target, rng.random() * 0.006) == -signal.SIGKILL
+        killed += kill_at(process, counter, target, rng.random() * 0.02) == -signal.SIGKILL
         reached.append(counter.value)
         if (broken / "run.pt").exists():  # whole, whatever the moment of the kill
             assert load_checkpoint(broken / "run.pt")["history"]["step"].numel() <= jobs.STEPS
@@ -102,7 +104,7 @@ def test_killed_runs_end_with_the_same_bits(processes, tmp_path):
     last.start()
     last.join(60)
     reference.join(60)
-    assert killed >= 4 and reached[0] < jobs.STEPS, (killed, reached)
+    assert killed >= 3 and reached[0] < jobs.STEPS, (killed, reached)
     one, other = load_checkpoint(whole / "end.pt"), load_checkpoint(broken / "end.pt")
     assert one["table"].shape == other["table"].shape == (jobs.STEPS, len(one["names"]))
     assert same(one, other)

@@ -1,13 +1,17 @@
 """What the tests of ponderlearn.training run in processes of their own: importable by a fork server."""
 import os
+import threading
+import time
 from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from ponderlearn.training import fit, save_checkpoint, sweep
 
 STEPS = 60
+tqdm.set_lock(threading.RLock())  # its own one is a semaphore that a kill would leave behind
 
 
 def network() -> nn.Sequential:
@@ -29,13 +33,15 @@ def squared_error_only(model, batch):
     return squared_error(model, batch)[0]
 
 
-def train(folder, counter=None):
+def train(folder, counter=None, slow_from=STEPS):
     "A run that saves at every step and says in `counter` which step it has reached; its end goes to end.pt."
     torch.set_num_threads(1)
 
     def batches(step, generator):
         if counter is not None:
             counter.value = step
+        if step > slow_from:  # so that whoever kills is quick enough
+            time.sleep(0.004)
         return pairs(step, generator)
 
     model = network()
