@@ -289,7 +289,7 @@ def all_names(pages: list) -> str:
         ":hidden:",
         "",
     ]
-    lines += [f"/docs/api/{name}" for name, *_ in pages] + [
+    lines += [f"{name.split('.', 1)[1]} </docs/api/{name}>" for name, *_ in pages] + [
         "```",
         "",
         "## Modules",

@@ -10,16 +10,17 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+import matplotlib
 import yaml
 from docutils import nodes
 from myst_nb.sphinx_ import HideCodeCellNode
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
 log = logging.getLogger(__name__)
-SITE_PICTURE = "_static/preview.png"
+SITE_PICTURE = "_images/first/site.png"
 
 
 def text_of(x) -> str:
@@ -66,6 +67,20 @@ def picture_file(app, docname: str) -> tuple[str, str] | None:
         image.thumbnail((1000, 1000))
         image.save(to, optimize=True)
     return to.relative_to(app.outdir).as_posix(), found[1]
+
+
+def site_picture(path: Path, lines: list[str]) -> None:
+    "The picture of pages that have none of their own: the bars of the mark, a halting distribution, and a few words."
+    image = Image.new("RGB", (1200, 630), "#14435f")
+    draw = ImageDraw.Draw(image)
+    for i, height in enumerate((200, 290, 210, 150, 105, 72, 48)):
+        color = "#E69F00" if i == 6 else "#fdfcfa"
+        draw.rounded_rectangle((90 + 64 * i, 400 - height, 132 + 64 * i, 400), 8, fill=color)
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    draw.text((90, 440), lines[0], fill="#ffffff", font=ImageFont.truetype(fonts / "DejaVuSans-Bold.ttf", 60))
+    draw.text((90, 525), lines[1], fill="#dbe7ee", font=ImageFont.truetype(fonts / "DejaVuSans.ttf", 30))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, optimize=True)
 
 
 # ---- transforms of the document
@@ -333,6 +348,8 @@ def finish(app, error):
     if error or app.builder.name != "html":
         return
     out = Path(app.outdir)
+    if not (out / SITE_PICTURE).exists():
+        site_picture(out / SITE_PICTURE, [app.config.project, "32 deep-learning papers to read, run and question"])
     if app.config.html_baseurl:
         pages = sorted(app.builder.get_target_uri(d) for d in app.env.found_docs)
         urls = "".join(f"<url><loc>{escape(app.config.html_baseurl + p)}</loc></url>\n" for p in pages)

@@ -227,6 +227,15 @@ def test_results_show_failures_as_they_show_successes(open_page, address):
         assert all(chips.nth(i).is_visible() for i in range(chips.count()))
 
 
+def test_link_previews(open_page, address, built):
+    for name in ("index.html", CHAPTER, "docs/results.html"):
+        page = open_page(address + name)
+        meta = lambda key, page=page: page.locator(f'meta[property="og:{key}"]').get_attribute("content")
+        assert len(meta("title")) > 5 and len(meta("description")) > 40 and len(meta("image:alt")) > 10
+        picture = meta("image")
+        assert urlparse(picture).scheme or (built / name).parent.joinpath(picture).resolve().exists(), picture
+
+
 def test_glossary_directions(open_page, address):
     page = open_page(address + "docs/glossary.html")
     hebrew = page.locator(".term-he")
