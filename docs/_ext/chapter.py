@@ -96,10 +96,7 @@ class Cells(SphinxTransform):
             if cell.get("nb_element") != "cell_code":
                 continue
             meta = cell["cell_metadata"]
-            label = (meta.get("mystnb", {}).get("figure") or {}).get("name") or meta.get("label")
-            cell["ids"] = [meta["anchor"]] if "anchor" in meta else []
-            if label and not any(nodes.make_id(label) in n["ids"] for n in cell.findall(nodes.figure)):
-                cell["ids"].append(nodes.make_id(label))
+            cell["ids"] = [nodes.make_id(meta[key]) for key in ("anchor", "label") if key in meta]
             pictures = list(cell.findall(nodes.image))
             for image, alt in zip(pictures, meta.get("alts", []), strict=False):
                 image["alt"] = alt

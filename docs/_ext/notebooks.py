@@ -324,8 +324,8 @@ def to_myst(cell, module: str | None) -> None:
     if alt and images:
         myst["image"] = {**myst.get("image", {}), "alt": alt[0] if isinstance(alt, list) else alt}
         meta["alts"] = alt if isinstance(alt, list) else [alt]
-    if images == 1 and (option.get("fig-cap") or option.get("label")):
-        myst["figure"] = {k: v for k, v in (("caption", option.get("fig-cap")), ("name", option.get("label"))) if v}
+    if images == 1 and option.get("fig-cap"):
+        myst["figure"] = {"caption": option["fig-cap"]}
     elif option.get("fig-cap"):
         meta["caption"] = option["fig-cap"]
     if option.get("label"):

@@ -48,11 +48,11 @@ ROUTES = [  # (title, how long, what you can do afterwards, [(chapter, what to d
         ],
     ),
 ]
-VERDICTS = {
-    "yes": ("✓", "holds"),
-    "no": ("✗", "does not hold"),
-    "partly": ("◐", "holds in part"),
-    "not tested at this scale": ("–", "not tested at this scale"),
+VERDICTS = {  # verdict -> (sign, words for one claim, words for several)
+    "yes": ("✓", "holds", "hold"),
+    "no": ("✗", "does not hold", "do not hold"),
+    "partly": ("◐", "holds in part", "hold in part"),
+    "not tested at this scale": ("–", "not tested at this scale", "not tested at their scale"),
 }
 
 
@@ -278,8 +278,8 @@ class Results(Html):
         count = Counter(r["holds"] for r in rows)
         chips = "".join(
             f'<li class="verdict {css(v)}"><span aria-hidden="true">{mark}</span> '
-            f"<strong>{count[v]}</strong> {words}</li>"
-            for v, (mark, words) in VERDICTS.items()
+            f"<strong>{count[v]}</strong> {one if count[v] == 1 else several}</li>"
+            for v, (mark, one, several) in VERDICTS.items()
         )
         chapters = by_name()
         tables = []
@@ -309,7 +309,7 @@ class Results(Html):
         return f'<ul class="verdicts" aria-label="All claims by verdict">{chips}</ul>{"".join(tables)}'
 
     def row(self, r: dict, doc: str | None, labels: dict) -> str:
-        mark, words = VERDICTS[r["holds"]]
+        mark, words, _ = VERDICTS[r["holds"]]
         span = (
             f' <span class="interval">[{r["interval"][0]:.3g}, {r["interval"][1]:.3g}]</span>'
             if r.get("interval")
@@ -338,7 +338,7 @@ class Results(Html):
         ]
         return (
             f'<tr><th scope="row" data-label="Claim">{claim}{note}</th>'
-            + "".join(f'<td data-label="{label}">{text}</td>' for label, text in cells)
+            + "".join(f'<td data-label="{label}"><div class="cell-text">{text}</div></td>' for label, text in cells)
             + "</tr>"
         )
 

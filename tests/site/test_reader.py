@@ -159,7 +159,7 @@ def test_options_become_tags_and_metadata():
                  code("#| output: false\nprint(1)", stream("1\n")))
     a, b, c, d = (x for x in nb.cells if x.cell_type == "code")
     assert a.source == "draw()" and a.metadata["tags"] == ["remove-input"]
-    assert a.metadata["mystnb"]["figure"] == {"caption": "A **dot**.", "name": "fig-a"}
+    assert a.metadata["mystnb"]["figure"] == {"caption": "A **dot**."} and a.metadata["label"] == "fig-a"
     assert a.metadata["mystnb"]["image"]["alt"] == "One dot: blue."
     assert b.metadata["tags"] == ["hide-input"] and b.metadata["mystnb"]["code_prompt_show"] == "Helper"
     assert c.metadata["mystnb"]["code_prompt_show"] == "Imports"
