@@ -126,7 +126,7 @@ def halting_kl(
     terms = log_p.exp() * (log_p.masked_fill(zero, 0.0) - log_q.masked_fill(zero, 0.0))
     return _reduce(terms.sum(0), reduction)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #f170c923
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #3e22905b
 class PonderLoss(NamedTuple):
     "What `ponder_loss` returns; scalars, or shape (...) each with reduction 'none'."
 
@@ -156,9 +156,14 @@ def ponder_loss(
     log_p = halting_log_probs(logits, truncation=truncation)
     log_prior = geometric_prior(lambda_p, len(logits), truncation=truncation, log=True,
                                 dtype=log_p.dtype, device=log_p.device)
-    reconstruction = (log_p.exp() * step_losses.to(log_p.dtype)).sum(0)
-    kl = halting_kl(log_p, log_prior, reduction="none", reverse=reverse)
-    parts = reconstruction + beta * kl, reconstruction, kl, expected_steps(log_p.detach())
+    p = log_p.exp()
+    reconstruction = (p * step_losses.to(log_p.dtype)).sum(0)
+    if reverse:
+        kl = halting_kl(log_p, log_prior, reduction="none", reverse=True)
+    else:  # `halting_kl` without its care for p = 0: finite logits have a finite log_p
+        kl = (p * (log_p - log_prior.view(-1, *[1] * (log_p.ndim - 1)))).sum(0)
+    n = torch.arange(1, len(p) + 1, device=p.device, dtype=p.dtype)
+    parts = reconstruction + beta * kl, reconstruction, kl, torch.tensordot(n, p.detach(), dims=1)
     return PonderLoss(*(_reduce(v, reduction) for v in parts))
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #b6f202f7
@@ -304,7 +309,7 @@ def _n_rows(x) -> int:
     check(bool(sizes), "x", "hold a tensor with the batch as first axis", x)
     return sizes[0]
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #e13ad947
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #0a955684
 def _checked(output, logit, n_rows: int) -> tuple[Tensor, Tensor]:
     "A step's output and halting logit of shape (B,), or an error that says what was wanted."
     check(isinstance(output, Tensor) and output.ndim > 0 and len(output) == n_rows, "the step's output",
@@ -323,19 +328,31 @@ def _start(self: PonderNet, x, state) -> tuple:
         state = self.init_state(x)
     return (self.step.encode(x) if self._split and hasattr(self.step, "encode") else x), state
 
-
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #2e24edb8
 @patch
-def _once(self: PonderNet, x, state, n_rows: int) -> tuple:
-    "One step: output, halting logit (B,), next state."
-    if self._split:
-        state = self.step.advance(x, state)
-        return *_checked(*self.step.head(state), n_rows), state
-    result = self.step(x, state)
-    ok = isinstance(result, tuple) and len(result) == 3
-    check(ok, "step", "return (output, halt_logit, state)", result, TypeError)
-    return *_checked(*result[:2], n_rows), result[2]
+def _steps(self: PonderNet, x, state, n_steps: int, n_rows: int) -> tuple:
+    "`n_steps` steps: outputs (n, B, ...), halting logits (n, B), last state. The heads are batched over the steps."
+    if not self._split:
+        steps = []
+        for _ in range(n_steps):
+            result = self.step(x, state)
+            ok = isinstance(result, tuple) and len(result) == 3
+            check(ok, "step", "return (output, halt_logit, state)", result, TypeError)
+            steps.append(_checked(*result[:2], n_rows))
+            state = result[2]
+        return *(torch.stack(part) for part in zip(*steps, strict=True)), state
+    if n_steps > 1 and hasattr(self.step, "unroll"):
+        states = self.step.unroll(x, state, n_steps)
+    else:
+        steps = []
+        for _ in range(n_steps):
+            steps.append(state := self.step.advance(x, state))
+        states = _zip(torch.stack, steps) if n_steps > 1 else _map(lambda t: t[None], state)
+    output, logit = self.step.head(_map(lambda t: t.flatten(0, 1), states))
+    output, logit = _checked(output, logit, n_steps * n_rows)
+    return output.unflatten(0, (n_steps, n_rows)), logit.view(n_steps, n_rows), _map(lambda t: t[-1], states)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #b66c0d4b
+
 @patch
 def forward(
     self: PonderNet,
@@ -344,25 +361,7 @@ def forward(
 ) -> Pondered:
     "All N steps, none halted: predictions, halting logits, log-probabilities of halting, last state."
     n_rows = _n_rows(x)
-    x, state = self._start(x, state)
-    if self._split:
-        if hasattr(self.step, "unroll"):
-            states = self.step.unroll(x, state, self.n_steps)
-        else:
-            steps = []
-            for _ in range(self.n_steps):
-                steps.append(state := self.step.advance(x, state))
-            states = _zip(torch.stack, steps)
-        state = _map(lambda t: t[-1], states)
-        output, logit = _checked(*self.step.head(_map(lambda t: t.flatten(0, 1), states)), self.n_steps * n_rows)
-        outputs = output.unflatten(0, (self.n_steps, n_rows))
-        logits = logit.view(self.n_steps, n_rows)
-    else:
-        steps = []
-        for _ in range(self.n_steps):
-            output, logit, state = self._once(x, state, n_rows)
-            steps.append((output, logit))
-        outputs, logits = (torch.stack(part) for part in zip(*steps, strict=True))
+    outputs, logits, state = self._steps(*self._start(x, state), self.n_steps, n_rows)
     return Pondered(outputs, logits, halting_log_probs(logits, truncation=self.truncation), state)
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #194d6c40
@@ -421,7 +420,7 @@ def advance(self: GRUStep, x: tuple[Tensor, ...], state=None):
     reset, keep = torch.sigmoid(x[0] + own_gates).chunk(2, -1)
     return torch.lerp(torch.tanh(torch.addcmul(x[1], reset, own_new)), h, keep)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #5a0c264a
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #7103bf6a
 class _GRUUnroll(torch.autograd.Function):
     "All states (N, B, H) of a GRU cell with a constant input, with the gradient of the whole loop written out."
 
@@ -431,12 +430,13 @@ class _GRUUnroll(torch.autograd.Function):
         states, opens = h.new_empty(n_steps + 1, *h.shape), h.new_empty(n_steps, len(h), 2 * size)
         fresh, own_new = torch.empty_like(states[1:]), torch.empty_like(states[1:])
         gates, states[0] = gates + bias[: 2 * size], h
-        to_gates, to_new = weight[: 2 * size].t(), weight[2 * size :].t()
-        for before, after, opened, f, own in zip(states, states[1:], opens, fresh, own_new, strict=False):
+        to_gates, to_new, bias_new = weight[: 2 * size].t(), weight[2 * size :].t(), bias[2 * size :]
+        for before, after, opened, f, own in zip(*map(Tensor.unbind, (states[:-1], states[1:], opens, fresh, own_new))):
             torch.addmm(gates, before, to_gates, out=opened).sigmoid_()
-            torch.addmm(bias[2 * size :], before, to_new, out=own)
-            torch.addcmul(new, opened[:, :size], own, out=f).tanh_()
-            torch.lerp(f, before, opened[:, size:], out=after)
+            torch.addmm(bias_new, before, to_new, out=own)
+            reset, keep = opened.split(size, -1)
+            torch.addcmul(new, reset, own, out=f).tanh_()
+            torch.lerp(f, before, keep, out=after)
         ctx.save_for_backward(states, opens, fresh, own_new, weight)
         return states[1:]
 
@@ -444,22 +444,25 @@ class _GRUUnroll(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
         states, opens, fresh, own_new, weight = ctx.saved_tensors
-        size, flows = fresh.shape[-1], grad.new_empty(*grad.shape[:2], len(weight))  # flows: to W_hh h + b, all steps
-        g, grad_new = torch.zeros_like(grad[0]), torch.zeros_like(grad[0])
-        for n in range(len(grad) - 1, -1, -1):
-            g.add_(grad[n])
-            flow, (reset, keep) = flows[n], opens[n].split(size, -1)
+        size, flow = fresh.shape[-1], grad.new_empty(grad.shape[1], len(weight))  # flow: gradient at W_hh h + b
+        g, grad_new, grad_own, grad_gates, grad_weight = (
+            torch.zeros_like(t) for t in (fresh[0], fresh[0], fresh[0], opens[0], weight))
+        to_gates, (to_reset, to_keep, to_own) = flow[:, : 2 * size], flow.split(size, -1)
+        for direct, before, opened, f, own in zip(*(t.unbind()[::-1] for t in (grad, states[:-1], opens, fresh, own_new))):
+            reset, keep = opened.split(size, -1)
+            g = g.add_(direct)
             kept = g * keep
-            to_new = torch.ops.aten.tanh_backward(g - kept, fresh[n])
+            to_new = torch.ops.aten.tanh_backward(g - kept, f)
+            torch.mul(to_new, own, out=to_reset)
+            torch.mul(g, before - f, out=to_keep)
+            torch.mul(to_new, reset, out=to_own)
+            torch.ops.aten.sigmoid_backward.grad_input(to_gates, opened, grad_input=to_gates)
             grad_new.add_(to_new)
-            torch.mul(to_new, own_new[n], out=flow[:, :size])
-            torch.mul(g, states[n] - fresh[n], out=flow[:, size : 2 * size])
-            flow[:, : 2 * size] = torch.ops.aten.sigmoid_backward(flow[:, : 2 * size], opens[n])
-            torch.mul(to_new, reset, out=flow[:, 2 * size :])
+            grad_gates.add_(to_gates)
+            grad_weight.addmm_(flow.t(), before)
+            grad_own.add_(to_own)
             g = kept.addmm_(flow, weight)
-        flat = flows.flatten(0, 1)
-        grad_weight = flat.t() @ states[:-1].flatten(0, 1)
-        return flows[..., : 2 * size].sum(0), grad_new, g, grad_weight, flat.sum(0), None
+        return grad_gates, grad_new, g, grad_weight, torch.cat([grad_gates, grad_own], -1).sum(0), None
 
 
 @patch
@@ -539,19 +542,19 @@ class TransformerStep(nn.Module):
         state = self.advance(x, state)
         return *self.head(state), state
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #5732d92e
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #06a2cc8d
 RULES = "sample", "threshold", "halt_prob"
 
 
-def _halts(logit: Tensor, log_survival: Tensor, rule: str, threshold: float, generator) -> Tensor:
-    "Which rows halt now, bool; `log_survival` includes this step."
+def _halts(logit: Tensor, spent: Tensor, rule: str, threshold: float, generator) -> Tensor:
+    "Which rows halt now, bool; `spent` is -log of the survival S_n, this step included."
     if rule == "sample":
         where = logit.device if generator is None else generator.device
         u = torch.rand(logit.shape, generator=generator, device=where).to(logit.device)
         return u < torch.sigmoid(logit)
     if rule == "halt_prob":
         return torch.sigmoid(logit) > threshold
-    return log_survival <= (math.log1p(-threshold) + 1e-6 if threshold < 1 else -math.inf)
+    return spent >= (-math.log1p(-threshold) - 1e-6 if threshold < 1 else math.inf)
 
 
 def halting_steps(
@@ -566,11 +569,11 @@ def halting_steps(
     check_choice(rule, "rule", RULES)
     threshold = check_number(threshold, "threshold", low=0, high=1, open_low=True)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    halts = _halts(logits, F.logsigmoid(-logits).cumsum(0), rule, threshold, generator)
+    halts = _halts(logits, F.softplus(logits).cumsum(0), rule, threshold, generator)
     first = torch.where(halts.any(0), halts.int().argmax(0), len(logits) - 1)
     return (first + 1).clamp(max=len(logits))
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #a0fb5eb1
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #7eb9165d
 class Prediction(NamedTuple):
     "What `PonderNet.predict` returns."
 
@@ -598,46 +601,47 @@ def predict(
     check_choice(rule, "rule", RULES)
     threshold = check_number(threshold, "threshold", low=0, high=1, open_low=True)
     max_steps = self.n_steps if max_steps is None else check_int(max_steps, "max_steps", low=1)
-    training = self.training
+    if not self.training:
+        return self._predict(x, state, rule, threshold, max_steps, generator)
     self.eval()
     try:
         return self._predict(x, state, rule, threshold, max_steps, generator)
     finally:
-        self.train(training)
+        self.train()
 
 
 @patch
 def _predict(self: PonderNet, x, state, rule, threshold, max_steps, generator) -> Prediction:
     "The loop of `predict`: runs until a quarter of the rows has halted, settles those, cuts them out and goes on."
-    live, first = _n_rows(x), 1
+    live, n, first = _n_rows(x), 0, 1
     x, state = self._start(x, state)
-    rows, log_survival, outputs, halts = None, 0.0, [], []  # rows: where the live rows belong; None: all are live
-    for n in range(1, max_steps + 1):
-        output, logit, state = self._once(x, state, live)
-        logit = logit.float()
+    rows, spent, outputs, halts = None, 0.0, [], []  # rows: where the live rows belong; None: all are live
+    while True:
+        ahead = min(4, max_steps - n) if live <= 64 and hasattr(self.step, "unroll") else 1
+        output, logit, state = self._steps(x, state, ahead, live)
+        n, logit = n + ahead, logit.float()
         if rule == "threshold":
-            log_survival = log_survival + F.logsigmoid(-logit)
+            spent = spent + F.softplus(logit).cumsum(0)
         outputs.append(output)
-        halts.append(_halts(logit, log_survival, rule, threshold, generator))
-        halted = halts[0] if len(halts) == 1 else halted | halts[-1]
+        halts.append(_halts(logit, spent, rule, threshold, generator))
+        spent = spent[-1] if rule == "threshold" else spent
+        halted = halts[0].any(0) if len(halts) == 1 else halted | halts[-1].any(0)
         n_halted = live if n == max_steps else int(halted.sum())
         if 4 * n_halted < live:
             continue
-        at = torch.where(halted, torch.stack(halts).int().argmax(0), len(halts) - 1)
-        settled = torch.stack(outputs)[at, torch.arange(live, device=at.device)]
+        at = torch.where(halted, torch.cat(halts).int().argmax(0), n - first)
+        settled = torch.cat(outputs)[at, torch.arange(live, device=at.device)]
         if rows is None:
             result, steps = settled, at + first
         else:
             result[rows], steps[rows] = settled, at + first
         if n_halted == live:
-            break
+            return Prediction(result, steps)
         keep = (~halted).nonzero().squeeze(1)
         rows = keep if rows is None else rows[keep]
         x, state = (_map(partial(torch.index_select, dim=0, index=keep), tree) for tree in (x, state))
-        if rule == "threshold":
-            log_survival = log_survival[keep]
+        spent = spent[keep] if rule == "threshold" else spent
         live, first, outputs, halts = len(rows), n + 1, [], []
-    return Prediction(result, steps)
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #e8263c2d
 class Stories(NamedTuple):
