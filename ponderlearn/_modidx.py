@@ -187,6 +187,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                                        'ponderlearn/adaptive/pondernet.py'),
                                                 'ponderlearn.adaptive.pondernet._checked': ( 'nbs/01_adaptive/pondernet.html#_checked',
                                                                                              'ponderlearn/adaptive/pondernet.py'),
+                                                'ponderlearn.adaptive.pondernet._each': ( 'nbs/01_adaptive/pondernet.html#_each',
+                                                                                          'ponderlearn/adaptive/pondernet.py'),
                                                 'ponderlearn.adaptive.pondernet._halts': ( 'nbs/01_adaptive/pondernet.html#_halts',
                                                                                            'ponderlearn/adaptive/pondernet.py'),
                                                 'ponderlearn.adaptive.pondernet._map': ( 'nbs/01_adaptive/pondernet.html#_map',

@@ -417,7 +417,7 @@ class ACTRNN(nn.Module):
         state = self.cell._start(x[:, 0], state, self._hidden())
         return self._run(x, state, mask)
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #a61a9fac
+# %% ../../nbs/01_adaptive/01_act.ipynb #64ecef16
 @patch
 def _hidden(self: ACTRNN) -> int | None:
     "Size of the zero start state for a cell that has no `hidden_size`."
@@ -445,6 +445,7 @@ def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
     outputs, counts, remainders = (v[0].unsqueeze(1) if len(v) == 1 else torch.stack(v, 1) for v in (outputs, counts, remainders))
     return ACTSequence(outputs, ACTState(state, counts, remainders))
 
+# %% ../../nbs/01_adaptive/01_act.ipynb #7513dcc0
 @patch
 def _masked(self: ACTRNN, first, later, update, state, real):
     "One time step for the real rows alone; the others keep their state, with 0 steps and 0 remainder."
