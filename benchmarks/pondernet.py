@@ -1,8 +1,8 @@
 """PonderNet: a training step beside labml-nn's, and inference with early exit beside running all steps.
 
-Training: the same GRU (batch 128, hidden 64, N = 20) on parity, the same loss and optimiser. Of labml-nn only the one file
-with PonderNet is loaded, as its package needs much else. Its KL has the arguments the other way round and an unnormalised
-prior; the work is the same. Early exit: coins that stop after 3 steps on average, N = 20; the outputs of both sides are
+Training: the same GRU (batch 128, hidden 64, N = 20) on parity, the same loss and optimizer. Of labml-nn only the one
+file with PonderNet is loaded, as its package needs much else. Its KL has the arguments the other way round and a prior
+that is not normalized; the work is the same. Early exit: N = 20 and 3 steps on average; the outputs of both sides are
 compared at equal halting steps.
 
 Run with `make bench`, or: python benchmarks/pondernet.py
@@ -50,7 +50,7 @@ def training(repeats: int = 301) -> dict:
         out = ours(x)
         losses = F.binary_cross_entropy_with_logits(out.outputs.squeeze(-1), y.expand(N, -1), reduction="none")
         ours_optimizer.zero_grad()
-        ponder_loss(losses, out.logits, 0.2, 0.01).loss.backward()
+        ponder_loss(losses, out.logits, 0.2, 0.01, log_p=out.log_p).loss.backward()
         ours_optimizer.step()
 
     def run_theirs():

@@ -1,4 +1,4 @@
-"""PonderNet: hand cases, extreme logits, agreement with torch.distributions, early exit, messages, a trained miniature."""
+"""PonderNet: hand cases, extreme logits, torch.distributions, early exit, messages, a trained miniature."""
 
 import math
 
@@ -110,11 +110,12 @@ def test_half_precision():
 
 
 def test_prior():
-    assert close(pn.geometric_prior(0.2, 4, truncation="renormalize", dtype=D), [0.338753, 0.271003, 0.216802, 0.173442])
+    renormalized = pn.geometric_prior(0.2, 4, truncation="renormalize", dtype=D)
+    assert close(renormalized, [0.338753, 0.271003, 0.216802, 0.173442])
     assert close(pn.geometric_prior(0.2, 4, dtype=D), [0.2, 0.16, 0.128, 0.512])
-    for lambda_p, n, renormalized, remainder in ((0.2, 14, 4.355948, 4.780098), (0.1, 29, 8.566545, 9.528987),
+    for lambda_p, n, cut, remainder in ((0.2, 14, 4.355948, 4.780098), (0.1, 29, 8.566545, 9.528987),
                                               (0.2, 20, 4.766726, (1 - 0.8**20) / 0.2)):
-        for truncation, mean in (("renormalize", renormalized), ("remainder", remainder)):
+        for truncation, mean in (("renormalize", cut), ("remainder", remainder)):
             log_prior = pn.geometric_prior(lambda_p, n, truncation=truncation, log=True, dtype=D)
             assert close(pn.expected_steps(log_prior), mean) and close(log_prior.exp().sum(), 1, 1e-12)
     last = pn.geometric_prior(0.95, 10, log=True)[-1]
@@ -138,7 +139,8 @@ def test_kl(mine, prior, wanted, reverse):
     log_prior = pn.geometric_prior(0.2, 4, truncation=prior, log=True, dtype=D)
     assert close(pn.halting_kl(log_p, log_prior), wanted)
     assert reverse is None or close(pn.halting_kl(log_p, log_prior, reverse=True), reverse)
-    assert close(pn.halting_kl(log_p, log_prior), kl_divergence(Categorical(logits=log_p), Categorical(logits=log_prior)))
+    torchs = kl_divergence(Categorical(logits=log_p), Categorical(logits=log_prior))
+    assert close(pn.halting_kl(log_p, log_prior), torchs)
 
 
 def test_kl_with_zeros():
@@ -272,7 +274,8 @@ def test_steps_start_on_the_prior_and_agree_with_the_plain_loop(step, x):
 
 
 def test_confidence_is_detached_and_bernoulli_for_one_logit():
-    assert close(pn.prediction_entropy(torch.zeros(2, 1)), math.log(2)) and close(pn.prediction_entropy(torch.zeros(2, 4)), math.log(4))
+    assert close(pn.prediction_entropy(torch.zeros(2, 1)), math.log(2))
+    assert close(pn.prediction_entropy(torch.zeros(2, 4)), math.log(4))
     logit = torch.tensor([[1.3]])
     p = torch.sigmoid(logit)
     assert close(pn.prediction_entropy(logit), -(p * p.log() + (1 - p) * (1 - p).log()))
@@ -308,7 +311,8 @@ class Scripted(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["tensor", "tuple", "nested"])
-@pytest.mark.parametrize("rule, threshold", [("threshold", 0.5), ("threshold", 0.9), ("threshold", 1.0), ("halt_prob", 0.6)])
+@pytest.mark.parametrize("rule, threshold",
+                         [("threshold", 0.5), ("threshold", 0.9), ("threshold", 1.0), ("halt_prob", 0.6)])
 @pytest.mark.parametrize("batch", [1, 3, 257])
 def test_early_exit_equals_no_exit(kind, rule, threshold, batch):
     logits = 2 * torch.randn(batch, 12, generator=generator()) - 1
@@ -382,22 +386,25 @@ def test_two_rules():
     logits = torch.full((20, 1), 0.2).logit()
     assert pn.halting_steps(logits, rule="threshold").item() == 4
     assert pn.halting_steps(logits, rule="halt_prob").item() == 20
-    assert [pn.halting_steps(LAM.logit()[:, None], rule="threshold", threshold=q).item() for q in (0.1, 0.5, 0.9)] == [1, 3, 4]
+    column = LAM.logit()[:, None]
+    assert [pn.halting_steps(column, rule="threshold", threshold=q).item() for q in (0.1, 0.5, 0.9)] == [1, 3, 4]
 
 
 # --- messages
+
+PAIR = torch.zeros(3, 2)
 
 
 @pytest.mark.parametrize("call, error, message", [
     (lambda: ponder_loss(torch.tensor(1.0), torch.zeros(3, 2)), ValueError, "step_losses must be unreduced, shape"),
     (lambda: ponder_loss(torch.zeros(3), torch.zeros(3, 2)), ValueError, "step_losses must be unreduced, shape"),
-    (lambda: ponder_loss(torch.zeros(3, 2), torch.zeros(3, 2), beta=-1), ValueError, "beta must"),
-    (lambda: ponder_loss(torch.zeros(3, 2), torch.zeros(3, 2), reduction="batchmean"), ValueError, "reduction must be one of 'mean'"),
-    (lambda: ponder_loss(torch.zeros(3, 2), torch.zeros(3, 2), truncation="none"), ValueError, "truncation must be one of"),
-    (lambda: pn.halting_log_probs(torch.zeros(3), truncation="renormalise"), ValueError, "'remainder', 'renormalize', 'none'"),
+    (lambda: ponder_loss(PAIR, PAIR, beta=-1), ValueError, "beta must"),
+    (lambda: ponder_loss(PAIR, PAIR, reduction="batchmean"), ValueError, "reduction must be one of 'mean'"),
+    (lambda: ponder_loss(PAIR, PAIR, truncation="none"), ValueError, "truncation must be one of"),
+    (lambda: pn.halting_log_probs(PAIR, truncation="norm"), ValueError, "'remainder', 'renormalize', 'none'"),
     (lambda: pn.halting_log_probs(torch.tensor(0.0)), ValueError, "logits must have shape"),
     (lambda: pn.halting_log_probs(torch.zeros(0, 2)), ValueError, "logits must have shape"),
-    (lambda: pn.halting_log_probs(torch.zeros(3, dtype=torch.long)), TypeError, "logits must be a tensor of float dtype"),
+    (lambda: pn.halting_log_probs(PAIR.long()), TypeError, "logits must be a tensor of float dtype"),
     (lambda: pn.geometric_prior(1.0, 3), ValueError, r"lambda_p must lie in \(0, 1\), got 1.0"),
     (lambda: pn.geometric_prior(0.2, 0), ValueError, "n_steps must be >= 1, got 0"),
     (lambda: pn.steps_for_mass(0.2, 1.0), ValueError, "epsilon must lie in"),
@@ -420,8 +427,8 @@ def test_messages(call, error, message):
 @pytest.mark.parametrize("result, error, message", [
     (torch.zeros(2), TypeError, "step must return .output, halt_logit, state., got"),
     ((torch.zeros(2, 3), torch.zeros(2)), TypeError, "step must return"),
-    ((torch.zeros(3, 3), torch.zeros(2), None), ValueError, r"the step's output must be a tensor \(B, ...\) with B = 2"),
-    ((torch.zeros(2, 3), torch.zeros(2, 3), None), ValueError, r"the step's halt_logit must have shape \(B,\) or \(B, 1\)"),
+    ((torch.zeros(3, 3), torch.zeros(2), None), ValueError, r"output must be a tensor \(B, ...\) with B = 2"),
+    ((torch.zeros(2, 3), torch.zeros(2, 3), None), ValueError, r"halt_logit must have shape \(B,\) or \(B, 1\)"),
     ((torch.zeros(2, 3), torch.zeros(2).long(), None), TypeError, "the step's halt_logit must be a float tensor"),
     ((torch.zeros(2, 3), 0.5, None), TypeError, "the step's halt_logit must be a float tensor"),
 ])
