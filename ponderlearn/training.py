@@ -501,7 +501,7 @@ def begin(self: _Run, checkpoint, settings: dict) -> None:
     elif self.n > 1:
         _same_start(self.model, self.accelerator)
 
-# %% ../nbs/00_foundations/04_training.ipynb #98e21ce6
+# %% ../nbs/00_foundations/04_training.ipynb #71f06ee3
 def fit(
     model: nn.Module,  # trained in place
     loss_fn: Callable,  # (model, batch) -> scalar loss, or (loss, dict of numbers to log)
@@ -533,15 +533,15 @@ def fit(
     accelerator = _check_fit(model, loss_fn, batches, generator, evaluate, stop, weight, accelerator)
     steps, seed = check_int(steps, "steps", low=1), check_int(seed, "seed", low=0, high=2**31 - 1)
     clip = None if clip is None else check_number(clip, "clip", low=0, open_low=True)
-    eval_every = check_int(eval_every or max(1, steps // 10), "eval_every", low=1)
-    save_every = check_int(checkpoint_every or max(1, steps // 20), "checkpoint_every", low=1)
+    eval_every = check_int(max(1, steps // 10) if eval_every is None else eval_every, "eval_every", low=1)
+    save_every = check_int(max(1, steps // 20) if checkpoint_every is None else checkpoint_every, "checkpoint_every", low=1)
     device = accelerator.device if accelerator else torch.device(device or next(model.parameters()).device)
     optimizer = _optimizer(model.to(device), optimizer, lr)
     settings = _settings(model, optimizer, steps=steps, seed=seed, clip=clip, schedule=schedule)
-    look_every = 1 if stop else check_int(look_every or (1 if device.type == "cpu" else 25), "look_every", low=1)
+    look_every = (1 if device.type == "cpu" else 25) if look_every is None else check_int(look_every, "look_every", low=1)
     run = _Run(model, loss_fn, batches, optimizer, steps=steps, seed=seed, generator=generator or torch.Generator(),
                factor=_factor(schedule, steps), clip=clip, weight=weight, device=device, accelerator=accelerator,
-               look_every=look_every)
+               look_every=1 if stop else look_every)
     run.begin(checkpoint, settings)
     save = None if checkpoint is None else partial(run.save, checkpoint, settings)
     try:
@@ -582,7 +582,7 @@ def _seeds(seeds) -> list[int]:
     check(0 < len(seeds) == len(set(seeds)), "seeds", "be at least one and differ", seeds)
     return seeds
 
-# %% ../nbs/00_foundations/04_training.ipynb #65726c34
+# %% ../nbs/00_foundations/04_training.ipynb #a953a41b
 def _plain(x, argument: str = "run"):
     "`x` as JSON gives it back: numbers, strings, None, lists."
     if hasattr(x, "tolist"):  # tensors, arrays and their scalars
@@ -601,7 +601,9 @@ def _one(run: Callable, i: int, seed: int, point: dict, threads: int, parent: in
     _inside.append(i)
     try:
         out = run(seed, **point)
-        out = {k: _plain(v, f"run's {k!r}") for k, v in (out if isinstance(out, dict) else {"value": out}).items()}
+        out = out if isinstance(out, dict) else {"value": out}
+        check(all(isinstance(k, str) for k in out), "run", "return a dict whose keys are names", list(out), TypeError)
+        out = {k: _plain(v, f"run's {k!r}") for k, v in out.items()}
         check(not {"seed", "error", *point} & set(out), "run", "not return a name of the point, 'seed' or 'error'", out)
         return i, out, ""
     except Exception as e:
@@ -672,7 +674,7 @@ def _bytecode(code: types.CodeType) -> str:
     "Instructions and constants of a piece of code, functions inside it included."
     return code.co_code.hex() + str([_bytecode(c) if isinstance(c, types.CodeType) else c for c in code.co_consts])
 
-# %% ../nbs/00_foundations/04_training.ipynb #b743d3b0
+# %% ../nbs/00_foundations/04_training.ipynb #460c7f6e
 def _trace(name: str, x, home: str, seen: dict[str, str]) -> None:
     "Collect in `seen` the sources and plain values behind `x`, in its own module `home` and in ponderlearn."
     if isinstance(x, partial):
@@ -688,16 +690,32 @@ def _trace(name: str, x, home: str, seen: dict[str, str]) -> None:
             if isinstance(f, types.FunctionType):
                 for k, value in _around(f).items():
                     _trace(f"{f.__qualname__}:{k}", value, home, seen)
+    elif isinstance(x, types.MethodType):
+        _trace(f"{name}.function", x.__func__, home, seen)
+        _object(name, x.__self__, home, seen)
+    elif callable(x):
+        _object(name, x, home, seen)
     elif (text := _as_json(x)) is not None:
         seen[name] = text
 
-# %% ../nbs/00_foundations/04_training.ipynb #c36c2a76
+# %% ../nbs/00_foundations/04_training.ipynb #442fc34d
+def _object(name: str, x, home: str, seen: dict[str, str]) -> None:
+    "Collect the class of an object that can be called, or whose method is, and its plain attributes."
+    _trace(f"{name}.class", type(x), home, seen)
+    own = type(x).__module__ == home or type(x).__module__.split(".")[0] == "ponderlearn"
+    for k, value in vars(x).items() if own and hasattr(x, "__dict__") else ():
+        if (text := _as_json(value)) is not None:
+            seen[f"{name}.{k}"] = text
+
+
 def _version(run: Callable, version: str) -> str:
     "A hash of everything that is known of how `run` computes."
     from ponderlearn.course import device
 
-    seen: dict[str, str] = {}
-    _trace("run", run, getattr(run, "__module__", "") or "", seen)
+    seen, inner = {}, run
+    while isinstance(inner, partial):
+        inner = inner.func
+    _trace("run", run, getattr(inner, "__module__", "") or "", seen)
     known = {"version": version, "scale": scale(), "device": device().type, **seen}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -705,9 +723,14 @@ def _version(run: Callable, version: str) -> str:
 def _file(folder, run: Callable, key: dict) -> Path:
     "Where the result of one run is kept."
     name = re.sub(r"\W+", "_", getattr(run, "__name__", type(run).__name__)).strip("_")
-    text = _as_json(key)
-    check(text is not None, "grid", "hold numbers, strings and lists of them when results are kept", key["point"], TypeError)
-    return Path(folder) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+    return Path(folder) / f"{name}-{hashlib.sha256(_as_json(key).encode()).hexdigest()[:20]}.json"
+
+
+def _key(x):
+    "A value of the grid as JSON holds it; TypeError if it cannot."
+    x = x.tolist() if hasattr(x, "tolist") else x  # NumPy's numbers are no numbers to JSON
+    check(_as_json(x) is not None, "grid", "hold numbers, strings and lists of them when results are kept", x, TypeError)
+    return x
 
 
 def _kept(path: Path, key: dict) -> dict | None:
@@ -737,7 +760,7 @@ def _table(tasks: dict[int, tuple], done: dict[int, dict], trouble: dict[int, st
         warnings.warn(text, RuntimeWarning, stacklevel=3)
     return frame
 
-# %% ../nbs/00_foundations/04_training.ipynb #b6f7e3da
+# %% ../nbs/00_foundations/04_training.ipynb #68fa472f
 def sweep(
     run: Callable,  # (seed, **point) -> a number, or a dict of numbers (strings, lists)
     seeds: int | Iterable[int] = 5,  # how many seeds, from 0 on, or the seeds themselves
@@ -760,7 +783,8 @@ def sweep(
     done, keep, trouble = {}, {}, {}
     if folder is not None:
         stamp = _version(run, version)
-        keys = {i: {"point": point, "seed": seed, "version": stamp} for i, (point, seed) in tasks.items()}
+        keys = {i: {"point": {k: _key(v) for k, v in point.items()}, "seed": seed, "version": stamp}
+                for i, (point, seed) in tasks.items()}
         keep = {i: (_file(folder, run, key), key) for i, key in keys.items()}
         done = {i: row for i, place in keep.items() if (row := _kept(*place)) is not None}
     missing = {i: task for i, task in tasks.items() if i not in done}

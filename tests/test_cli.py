@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import ponderlearn
+from ponderlearn import cli
 from ponderlearn.cli import code_sha256, html_page, without_solutions
+from ponderlearn.course import write_atomic
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
@@ -18,6 +21,24 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: 
 
 PACKAGE = Path(ponderlearn.__file__).parent
 MAIN = "from ponderlearn.cli import main; main()"
+LINES = """
+import contextlib, io, json, sys
+from ponderlearn.cli import main
+shown = []
+for words, missing in json.loads(sys.argv[1]):
+    sys.argv[1:], text, status = words, io.StringIO(), 0
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        kept = {m: sys.modules.pop(m, None) for m in missing}
+        sys.modules.update(dict.fromkeys(missing))
+        try:
+            main()
+        except SystemExit as e:
+            status = e.code or 0
+        sys.modules.update({m: module for m, module in kept.items() if module})
+        [sys.modules.pop(m) for m, module in kept.items() if not module]
+    shown.append((status, text.getvalue()))
+print(json.dumps(shown))
+"""
 WIDGETS = """import ipywidgets as w
 slider = w.IntSlider(max=1)
 pictures = [w.HTML(f'<img alt="picture {i}" src="data:image/webp;base64,AAAA{i}">') for i in range(2)]
@@ -66,6 +87,10 @@ class Course:
         assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
+    def lines(self, *lines):
+        "Command lines with the modules that are missing, in one process; (status, what it printed) of each."
+        return [tuple(x) for x in json.loads(self(json.dumps(lines), code=LINES))]
+
     @property
     def results(self):
         return json.loads((self.root / "results" / "act.json").read_text())
@@ -74,31 +99,37 @@ class Course:
 # Without a kernel
 
 def test_list_and_results(tmp_path):
-    course = Course(tmp_path, "1")
-    shown = course("list")
+    (listed, shown), (resulted, none) = Course(tmp_path, "1").lines((("list",), ()), (("results",), ()))
+    assert listed == resulted == 0 and "No results are committed yet" in none
     assert "Learning to ponder" in shown and "PonderNet: Learning to Ponder (2021)" in shown
     assert re.search(r"act .*\(2016\) +5 min", shown) and re.search(r"sire .*not written yet", shown)
-    assert "No results are committed yet" in course("results")
 
 
-def test_wrong_command_lines_are_one_sentence(tmp_path):
+WRONG = {
+    ("run", "pondernte"): (2, "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"),
+    ("results", "pondernte"): (2, "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"),
+    ("run", "act", "--scale", "huge"): (2, "error: --scale must be one of quick, full, gpu, got 'huge'\n"),
+    ("run", "none.ipynb"): (2, "error: there is no notebook none.ipynb\n"),
+    ("run", "sire"): (1, "error: the chapter 'sire' is announced but not written yet; see: ponderlearn list\n"),
+    ("run", "mine.ipynb", "--out", "."): (2, "error: --out . would overwrite mine.ipynb\n"),
+    ("run", "mine.ipynb", "--commit"): (2, "error: --commit takes a chapter's name, not a file\n"),
+    ("run", "text.ipynb"): (2, "error: text.ipynb must be a notebook, got a file that nbformat refuses\n"),
+    ("run", "json.ipynb"): (2, "error: json.ipynb must be a notebook, got a file that nbformat refuses\n"),
+}
+MISSING = [(("run", "act"), "nbclient", "lab"), (("lab",), "jupyterlab", "lab"),
+           (("run", "act", "--commit"), "nbdev.clean", "dev")]
+
+
+def test_wrong_command_lines_and_missing_extras_are_one_sentence(tmp_path):
     course = Course(tmp_path, "1")
-    for words in (("run", "pondernte"), ("results", "pondernte")):
-        assert course(*words, status=2) == "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"
-    assert "--scale must be one of quick, full, gpu, got 'huge'" in course("run", "act", "--scale", "huge", status=2)
-    assert "there is no notebook mine.ipynb" in course("run", "mine.ipynb", status=2)
-    assert "'sire' is announced but not written yet" in course("run", "sire", status=1)
     shutil.copy(course.path, course.desk / "mine.ipynb")
-    assert "would overwrite mine.ipynb" in course("run", "mine.ipynb", "--out", ".", status=2)
-    assert "takes a chapter's name" in course("run", "mine.ipynb", "--commit", status=2)
-
-
-@pytest.mark.parametrize("module, words, extra", [("nbclient", ("run", "act"), "lab"), ("jupyterlab", ("lab",), "lab"),
-                                                  ("nbdev.clean", ("run", "act", "--commit"), "dev")])
-def test_a_missing_extra_is_named(tmp_path, module, words, extra):
-    course = Course(tmp_path, "1")
-    shown = course(*words, code=f"import sys; sys.modules[{module!r}] = None; {MAIN}", status=1)
-    assert shown == f'error: {module} is missing: pip install "ponderlearn[{extra}]"\n'
+    (course.desk / "text.ipynb").write_text("no notebook")
+    (course.desk / "json.ipynb").write_text('{"nbformat": 4, "nbformat_minor": 5, "cells": 3}')
+    shown = course.lines(*((words, ()) for words in WRONG), *((words, (module,)) for words, module, _ in MISSING))
+    for (words, (status, text)), got in zip(WRONG.items(), shown, strict=False):
+        assert got == (status, text), words
+    for (_, module, extra), got in zip(MISSING, shown[len(WRONG):], strict=True):
+        assert got == (1, f'error: {module} is missing: pip install "ponderlearn[{extra}]"\n')
 
 
 def test_commit_needs_a_checkout(tmp_path):
@@ -160,12 +191,13 @@ def test_the_fingerprint_sees_code_only():
 
 def test_the_page_leaves_out_machinery():
     nb = notebook("#| hide\nsecret_1", "#| default_exp x", "#| echo: false\nsecret_2",
-                  "#| fig-alt: \"a red line\"\nplain")
+                  "#| fig-alt: \"a red < line\"\n#| fig-cap: \"A & B.\"\nplain")
     png = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo="}, "metadata": {}}
     nb.cells[4]["outputs"] = [nbformat.from_dict(png)]
     page = html_page(nb, "T")
     assert "secret_1" not in page and "default_exp" not in page and "secret_2" not in page and "#|" not in page
-    assert "plain" in page and 'alt="a red line"' in page and page.count("<math") == 2
+    assert "plain" in page and 'alt="a red &lt; line"' in page and page.count("<math") == 2
+    assert "<figcaption>A &amp; B.</figcaption>" in page
     assert nb.cells[1].source.startswith("#| hide")  # the notebook itself is as it was
 
 
@@ -235,46 +267,61 @@ def test_commit(tmp_path):
     assert re.search(r"act +six +6 +6 +yes +full, ", course("results", "act"))
 
 
-STORE = """
-import json, sys
-from nbformat import from_dict
-from ponderlearn import cli, course
-path = course.course_root() / "nbs/01_adaptive/01_act.ipynb"
-nb = from_dict(json.loads(path.read_text()))
-nb.cells[1].outputs = [from_dict({"output_type": "stream", "name": "stdout", "text": "new " * 1000})]
-run = {"scale": "full", "device": "cpu", "seconds": 1.0, "sha256": cli.code_sha256(nb)}
-done = cli.Execution(nb, run, [{"claim": "c", "scale": "full", "device": "cpu", "here": 2}], None, None)
-"""
-BREAK = {"killed": "import os, signal; os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
-         "full": "import os\ndef full(*_): raise OSError(28, 'No space left on device')\nos.fsync = full"}
+# Storing, in this process
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    "A checkout of one chapter that this process takes for its own, and a run of it that printed something."
+    pytest.importorskip("nbdev")
+    course = Course(tmp_path, "1")
+    monkeypatch.setattr("ponderlearn.course.course_root", lambda: course.root)
+    monkeypatch.setattr("ponderlearn.cli.course_root", lambda: course.root)
+    write_atomic(course.root / "results" / "act.json", '{"runs": [], "claims": []}')
+    nb = nbformat.read(course.path, 4)
+    nb.cells[1].outputs = [nbformat.from_dict({"output_type": "stream", "name": "stdout", "text": "new " * 1000})]
+    run = {"scale": "full", "device": "cpu", "seconds": 1.0, "sha256": code_sha256(nb)}
+    claims = [{"claim": "c", "scale": "full", "device": "cpu", "here": 2}]
+    course.done = cli.Execution(nb, run, claims, None, None)
+    return course
+
+
+STORED = {"outputs": lambda course: cli.store_outputs(course.path, course.done),
+          "results": lambda course: cli.store_results("act", course.done)}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-@pytest.mark.parametrize("how", BREAK)
-@pytest.mark.parametrize("what", ["cli.store_outputs(path, done)", "cli.store_results('act', done)"])
-def test_a_broken_commit_leaves_the_old_files_whole(tmp_path, how, what):
-    course = Course(tmp_path, "1")
-    (course.root / "results").mkdir()
-    (course.root / "results" / "act.json").write_text('{"runs": [], "claims": []}')
-    files = [course.path, course.root / "results" / "act.json"]
+@pytest.mark.parametrize("how", ["killed", "full"])
+@pytest.mark.parametrize("what", STORED)
+def test_a_broken_commit_leaves_the_old_files_whole(store, monkeypatch, how, what):
+    files = [store.path, store.root / "results" / "act.json"]
     before = [f.read_bytes() for f in files]
-    course(code=f"{STORE}\n{BREAK[how]}\n{what}", status=-9 if how == "killed" else 1)
+    if how == "full":
+        with monkeypatch.context() as disk, pytest.raises(OSError, match="No space left on device"):
+            disk.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            STORED[what](store)
+    else:
+        child = os.fork()
+        if child == 0:  # a process of its own that is killed when all is written and nothing renamed
+            os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            STORED[what](store)
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert [f.read_bytes() for f in files] == before
-    course(code=f"{STORE}\n{what}")  # and the next try goes through
+    STORED[what](store)  # and the next try goes through
     assert [f.read_bytes() for f in files] != before
     assert json.loads(files[0].read_text()) and json.loads(files[1].read_text())
 
 
-def test_outputs_of_other_code_are_refused(tmp_path):
-    course = Course(tmp_path, "1")
-    before = course.path.read_bytes()
-    shown = course(code=f"{STORE}\ndone.run['sha256'] = 'other'\ncli.store_outputs(path, done)", status=1)
-    assert "01_act.ipynb was edited while it ran: run it again" in shown and course.path.read_bytes() == before
+def test_outputs_of_other_code_are_refused(store):
+    before = store.path.read_bytes()
+    store.done.run["sha256"] = "other"
+    with pytest.raises(ValueError, match=r"01_act\.ipynb was edited while it ran: run it again"):
+        cli.store_outputs(store.path, store.done)
+    assert store.path.read_bytes() == before
 
 
-def test_prose_corrected_during_the_run_is_kept(tmp_path):
-    course = Course(tmp_path, "1")
-    edit = "path.write_text(path.read_text().replace('A claim', 'A better claim'))"
-    course(code=f"{STORE}\n{edit}\ncli.store_outputs(path, done)")
-    text = course.path.read_text()
+def test_prose_corrected_during_the_run_is_kept(store):
+    store.path.write_text(store.path.read_text().replace("A claim", "A better claim"))
+    cli.store_outputs(store.path, store.done)
+    text = store.path.read_text()
     assert "A better claim" in text and "new new" in text

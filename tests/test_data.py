@@ -58,7 +58,7 @@ def test_values_name_the_first_bad_one():
         check_values(x, "x", low=1)
     with pytest.raises(ValueError, match=r"^x must hold values <= -1, got 0 at index \(0, 0\)$"):
         check_values(x, "x", high=-1)
-    with pytest.raises(TypeError, match=r"^x must be a tensor of float dtype, got a int64 tensor"):
+    with pytest.raises(TypeError, match=r"^x must be a tensor of float dtype, got an int64 tensor"):
         check_values(torch.arange(3), "x")
     assert check_values(torch.zeros(()), "x").ndim == 0
 
@@ -204,6 +204,7 @@ def test_idx_round_trip(tmp_path_factory, shape, packed):
     (idx(np.zeros((2, 3)))[:-1], r"hold 18 bytes for the shape \(2, 3\) in its header, got 17"),
     (idx(np.zeros((2, 3))) + b"\0", "hold 18 bytes"),
     (bytes([0, 0, 8, 2]) + b"\xff" * 8 + b"\0" * 9, f"hold {12 + (2**32 - 1) ** 2} bytes"),
+    (bytes([0, 0, 8, 4]) + bytes(4) + b"\xff" * 12, "have a shape that a tensor can have"),
 ])
 def test_broken_idx_is_refused_by_name(tmp_path, raw, words):
     (tmp_path / "pixels").write_bytes(raw)
@@ -263,6 +264,18 @@ def test_names_with_a_dot_and_plain_before_packed(tmp_path):
     for path in tmp_path.glob("t10k*.gz"):
         path.unlink()
     assert len(mnist(tmp_path, checksum=False).test.y) == 6
+
+
+def test_folder_and_size_are_checked(tmp_path):
+    with pytest.raises(TypeError, match="folder must be a path, got 5"):
+        mnist(5)
+    with pytest.raises(ValueError, match=r"size must be one of 28, 14, 7, 4, got 28\.0"):
+        mnist(size=28.0)
+    write_set(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((1, 28, 28))))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(1)))
+    with pytest.raises(ValueError, match="folder must hold at least 2 training images, to split them, got 1"):
+        mnist(tmp_path, checksum=False)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -449,3 +462,77 @@ def test_every_window_is_drawn():
     batches = windows(torch.arange(8), 50, 5)
     starts = torch.cat([batches(s, generator(s))[0][:, 0] for s in range(4)])
     assert sorted(starts.unique().tolist()) == [0, 1, 2]
+
+
+# Clouds of points
+
+
+def test_made_clouds():
+    clouds = data.point_clouds(n_points=60, sizes=(24, 8, 16), seed=3)
+    again = data.point_clouds(n_points=60, sizes=(24, 8, 16), seed=3)
+    for part, n in zip(clouds[:3], (24, 8, 16), strict=True):
+        assert part.x.shape == (n, 60, 3) and part.x.dtype == torch.float32 and part.y.dtype == torch.int64
+        assert part.x.mean(1).abs().max() < 1e-6 and torch.allclose(part.x.norm(dim=2).amax(1), torch.ones(n))
+        assert (part.y.bincount(minlength=8) == n // 8).all()
+    assert len(clouds.names) == 8 and torch.equal(clouds.train.x, again.train.x)
+    assert not torch.equal(clouds.train.x[:8], clouds.valid.x)
+    exact = data.point_clouds(n_points=500, sizes=(8, 8, 8), noise=0.0)
+    cube, plates = (exact.train.x[exact.names.index(name)] for name in ("cube", "two plates"))
+    assert len(plates[:, 2].mul(1e3).round().unique()) == 2
+    assert abs((cube[:, 2].abs() > 0.999 * cube[:, 2].abs().max()).float().mean() - 1 / 3) < 0.08
+
+
+def off(folder, text, name="a.off"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_off_files(tmp_path):
+    square = "4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n3 0 1 2\n3 0 2 3\n"
+    for head in ("OFF\n", "OFF"):
+        points, faces = data.read_off(off(tmp_path, head + square))
+        assert points.shape == (4, 3) and faces.tolist() == [[0, 1, 2], [0, 2, 3]]
+    drawn = data.sample_surface(points, faces, 20_000)
+    assert (drawn[:, 2] == 0).all() and (drawn[:, :2] >= 0).all() and (drawn[:, :2] <= 1).all()
+    assert (drawn[:, :2].mean(0) - 0.5).abs().max() < 0.01 and (drawn[:, :2].var(0) - 1 / 12).abs().max() < 0.002
+    skew = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 1, 0], [5, 5, 5]])
+    share = (data.sample_surface(skew, torch.tensor([[0, 1, 2], [0, 1, 3]]), 20_000)[:, 2] == 0).float().mean()
+    areas = torch.linalg.cross(skew[1] - skew[0], skew[2:] - skew[0]).norm(dim=1)
+    assert abs(share - areas[0] / areas.sum()) < 0.01
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "begin with OFF"), ("PLY\n", "begin with OFF"), ("OFF\n3 1 0\n0 0 0\n", "hold the vertices and triangles"),
+    ("OFF\nx y z\n", "hold the vertices and triangles"), ("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n", "hold finite vertices"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 nan 0\n3 0 1 2\n", "hold finite vertices"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "hold finite vertices"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n4 0 1 2\n", "hold finite vertices"),
+])
+def test_bad_off_files(tmp_path, text, words):
+    with pytest.raises(ValueError, match=rf"^a\.off must {words}"):
+        data.read_off(off(tmp_path, text))
+
+
+def test_cloud_folder(tmp_path):
+    for name in ("chair", "table"):
+        for part, n in (("train", 10), ("test", 3)):
+            (tmp_path / name / part).mkdir(parents=True)
+            for i in range(n):
+                off(tmp_path / name / part, f"OFF3 1 0\n0 0 0\n{i + 1} 0 0\n0 1 0\n3 0 1 2\n", f"{i}.off")
+    clouds = data.point_clouds(tmp_path, n_points=20)
+    assert clouds.names == ("chair", "table") and [len(p.y) for p in clouds[:3]] == [18, 2, 6]
+    assert sorted(clouds.valid.y.tolist()) == [0, 1] and clouds.test.y.tolist() == [0] * 3 + [1] * 3
+    for path in (tmp_path / "table" / "test").iterdir():
+        path.unlink()
+    (tmp_path / "chair" / "test" / "9.off").write_text("nothing")
+    with pytest.raises(ValueError, match=r"^9\.off must begin with OFF"):
+        data.point_clouds(tmp_path)
+    with pytest.raises(FileNotFoundError, match="one folder a class"):
+        data.point_clouds(tmp_path / "chair")
+    with pytest.raises(ValueError, match="^faces must have an area, got none$"):
+        data.sample_surface(torch.zeros(3, 3), torch.tensor([[0, 1, 2]]), 5)
+    with pytest.raises(ValueError, match="^sizes must be three integers"):
+        data.point_clouds(sizes=(5, 5))
+    with pytest.raises(ValueError, match="^n_points must be >= 2, got 1$"):
+        data.point_clouds(n_points=1)

@@ -56,6 +56,8 @@ def test_interval_of_equal_values_has_no_width():
     (([[1, 2], [3, 4]],), ValueError, r"a must have one axis, got shape \(2, 2\)"),
     ((["x", "y"],), TypeError, "a must be a sequence of numbers, got list"),
     ((3.0,), ValueError, r"a must have one axis, got shape \(\)"),
+    ((["1", "2"],), TypeError, "a must be a sequence of numbers, got list"),
+    ((torch.ones(3, dtype=torch.complex64),), TypeError, "a must be a sequence of numbers, got Tensor"),
     (([1, 2], None, 95), ValueError, r"level must lie in \(0, 1\), got 95"),
 ])
 def test_interval_refuses(args, error, words):

@@ -573,6 +573,33 @@ def test_the_version_sees_helpers_and_methods():
     assert _version(jobs.train, "") != _version(jobs.curves, "")
 
 
+def test_the_version_sees_through_partials_methods_and_objects():
+    found = []
+    for body in ("return 1", "return 2"):
+        scope = {"__name__": "elsewhere"}  # not the module of `partial`, of this test or of ponderlearn
+        exec(f"def helper():\n    {body}\ndef run(seed, x):\n    return helper()\n"
+             "class Job:\n    def __init__(self, x):\n        self.x = x\n"
+             "    def __call__(self, seed):\n        return helper()\n    def go(self, seed):\n        return helper()",
+             scope)
+        job = scope["Job"]
+        found += [_version(f, "") for f in (partial(scope["run"], x=1), job(1), job(2), job(1).go, job(2).go)]
+    assert len(set(found)) == len(found)
+
+
+def test_kept_and_fresh_results_are_the_same(tmp_path):
+    run = lambda seed, width: {"double": 2 * width}
+    grid = {"width": torch.arange(2).numpy()}  # NumPy's numbers are kept too
+    assert sweep(run, 2, grid, folder=tmp_path, n_jobs=1).equals(sweep(run, 2, grid, folder=tmp_path, n_jobs=1))
+    with pytest.warns(RuntimeWarning, match="run must return a dict whose keys are names, got list \\[0\\]"):
+        sweep(lambda seed: {0: 1.0}, 1, n_jobs=1)
+
+
+@pytest.mark.parametrize("name", ["eval_every", "checkpoint_every", "look_every"])
+def test_zero_is_not_the_default(name):
+    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
+        fit(nn.Linear(1, 1), lambda m, b: m(b).mean(), lambda s, g: torch.ones(1, 1), steps=2, bar=False, **{name: 0})
+
+
 def test_kept_files_are_plain(tmp_path):
     sweep(power, [3], {"base": [2]}, folder=tmp_path, n_jobs=1)
     (file,) = tmp_path.iterdir()
