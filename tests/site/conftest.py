@@ -68,6 +68,7 @@ def open_page(browser):
         context = browser.new_context(viewport={"width": width, "height": height},
                                       color_scheme="dark" if dark else "light", **options)
         contexts.append(context)
+        context.set_default_timeout(120_000)  # a long chapter on a busy machine
         page = context.new_page()
         page.wrong, page.asked = [], []
         page.on("console", lambda m: page.wrong.append(f"console: {m.text}") if m.type == "error" else None)
