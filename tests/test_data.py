@@ -479,7 +479,9 @@ def test_made_clouds():
     exact = data.point_clouds(n_points=500, sizes=(8, 8, 8), noise=0.0)
     cube, plates = (exact.train.x[exact.names.index(name)] for name in ("cube", "two plates"))
     assert len(plates[:, 2].mul(1e3).round().unique()) == 2
-    assert abs((cube[:, 2].abs() > 0.999 * cube[:, 2].abs().max()).float().mean() - 1 / 3) < 0.08
+    height = cube[:, 2]
+    ends = (height > height.max() - 1e-4) | (height < height.min() + 1e-4)  # the top and the bottom, two faces of six
+    assert abs(ends.float().mean() - 1 / 3) < 0.08
 
 
 def off(folder, text, name="a.off"):
@@ -498,7 +500,7 @@ def test_off_files(tmp_path):
     assert (drawn[:, :2].mean(0) - 0.5).abs().max() < 0.01 and (drawn[:, :2].var(0) - 1 / 12).abs().max() < 0.002
     skew = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 1, 0], [5, 5, 5]])
     share = (data.sample_surface(skew, torch.tensor([[0, 1, 2], [0, 1, 3]]), 20_000)[:, 2] == 0).float().mean()
-    areas = torch.linalg.cross(skew[1] - skew[0], skew[2:] - skew[0]).norm(dim=1)
+    areas = torch.linalg.cross(skew[1:2] - skew[:1], skew[2:] - skew[:1]).norm(dim=1)
     assert abs(share - areas[0] / areas.sum()) < 0.01
 
 
@@ -530,9 +532,9 @@ def test_cloud_folder(tmp_path):
         data.point_clouds(tmp_path)
     with pytest.raises(FileNotFoundError, match="one folder a class"):
         data.point_clouds(tmp_path / "chair")
-    with pytest.raises(ValueError, match="^faces must have an area, got none$"):
+    with pytest.raises(ValueError, match=r"^faces must have an area, got none$"):
         data.sample_surface(torch.zeros(3, 3), torch.tensor([[0, 1, 2]]), 5)
-    with pytest.raises(ValueError, match="^sizes must be three integers"):
+    with pytest.raises(ValueError, match=r"^sizes must be three integers"):
         data.point_clouds(sizes=(5, 5))
-    with pytest.raises(ValueError, match="^n_points must be >= 2, got 1$"):
+    with pytest.raises(ValueError, match=r"^n_points must be >= 2, got 1$"):
         data.point_clouds(n_points=1)
