@@ -258,11 +258,16 @@ LABELS = {
 # ---- results
 
 
+def plain(x: float, digits: int) -> str:
+    "A number with so many significant digits, never in powers of ten unless it is tiny or huge."
+    return f"{x:,.0f}" if 10**digits <= abs(x) < 1e9 else f"{x:.{digits}g}"
+
+
 def number(x, unit: str = "") -> str:
     "A number with four significant digits and its unit; text as it is."
     if isinstance(x, str):
         return x
-    return (f"{x:,}" if isinstance(x, int) else f"{x:.4g}") + (f" {unit}" if unit else "")
+    return (f"{x:,}" if isinstance(x, int) else plain(x, 4)) + (f" {unit}" if unit else "")
 
 
 class Results(Html):
@@ -311,7 +316,7 @@ class Results(Html):
     def row(self, r: dict, doc: str | None, labels: dict) -> str:
         mark, words, _ = VERDICTS[r["holds"]]
         span = (
-            f' <span class="interval">[{r["interval"][0]:.3g}, {r["interval"][1]:.3g}]</span>'
+            f' <span class="interval">[{plain(r["interval"][0], 3)}, {plain(r["interval"][1], 3)}]</span>'
             if r.get("interval")
             else ""
         )

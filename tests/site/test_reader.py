@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,15 @@ def test_names_in_backticks_become_links():
     nb = convert(text("`write_atomic` and `no_such_name`\n\n```\n`write_atomic`\n```"))
     assert nb.cells[1].source.startswith("{py:obj}`write_atomic <ponderlearn.course.write_atomic>` and `no_such_name`")
     assert nb.cells[1].source.endswith("```\n`write_atomic`\n```")
+
+
+def test_notation_names_exist():
+    import tomllib
+
+    code = "".join(p.read_text(encoding="utf-8") for p in [*(TOP / "ponderlearn").rglob("*.py"), *TOP.glob("nbs/*/*.ipynb")])
+    groups = tomllib.loads((TOP / "docs" / "notation.toml").read_text(encoding="utf-8"))["group"]
+    names = {name for group in groups for symbol in group["symbol"] for name in symbol.get("code", [])}
+    assert not {name for name in names if not re.search(rf"\b{re.escape(name)}\b", code)}
 
 
 # ---- whole builds of a small course
