@@ -194,7 +194,8 @@ def test_names_in_backticks_become_links():
 def test_notation_names_exist():
     import tomllib
 
-    code = "".join(p.read_text(encoding="utf-8") for p in [*(TOP / "ponderlearn").rglob("*.py"), *TOP.glob("nbs/*/*.ipynb")])
+    sources = [*(TOP / "ponderlearn").rglob("*.py"), *TOP.glob("nbs/*/*.ipynb")]
+    code = "".join(p.read_text(encoding="utf-8") for p in sources)
     groups = tomllib.loads((TOP / "docs" / "notation.toml").read_text(encoding="utf-8"))["group"]
     names = {name for group in groups for symbol in group["symbol"] for name in symbol.get("code", [])}
     assert not {name for name in names if not re.search(rf"\b{re.escape(name)}\b", code)}
