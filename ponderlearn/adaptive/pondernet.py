@@ -423,7 +423,7 @@ def advance(self: GRUStep, x: tuple[Tensor, ...], state=None):
     reset, keep = torch.sigmoid(x[0] + own_gates).chunk(2, -1)
     return torch.lerp(torch.tanh(torch.addcmul(x[1], reset, own_new)), h, keep)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #feb128b6
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #6f81aa83
 def _each(*tensors: Tensor):
     "Their slices along the first axis, side by side."
     return zip(*map(Tensor.unbind, tensors), strict=True)
@@ -436,47 +436,57 @@ def _tanh_(twice: Tensor) -> Tensor:
     return twice.sigmoid_().mul_(2).sub_(1)
 
 
+def _gru_forward(gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor, n_steps: int) -> tuple:
+    "States 0..N, both gates, candidates and the state's part of them, of N updates with a constant input."
+    size = h.shape[1]
+    states, opens = h.new_empty(n_steps + 1, *h.shape), h.new_empty(n_steps, len(h), 2 * size)
+    fresh, own_new = torch.empty_like(states[1:]), torch.empty_like(states[1:])
+    states[0], gates, new = h, gates + bias[: 2 * size], 2 * new
+    to_gates, to_new, bias_new = weight[: 2 * size].t(), weight[2 * size :].t(), bias[2 * size :]
+    parts = _each(states[:-1], states[1:], opens, *opens.split(size, -1), fresh, own_new)
+    for before, after, opened, reset, keep, f, own in parts:
+        torch.addmm(gates, before, to_gates, out=opened).sigmoid_()
+        torch.addmm(bias_new, before, to_new, out=own)
+        _tanh_(torch.addcmul(new, reset, own, value=2, out=f))
+        torch.lerp(f, before, keep, out=after)
+    return states, opens, fresh, own_new
+
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #ea4a66f4
+def _gru_backward(grad: Tensor, states: Tensor, opens: Tensor, fresh: Tensor, own_new: Tensor, weight: Tensor) -> tuple:
+    "Gradients at gates, new, h, weight and bias of `_gru_forward` from those at the states 1..N."
+    size, flow = fresh.shape[-1], grad.new_empty(grad.shape[1], len(weight))  # flow: gradient at W_hh h + b
+    g, grad_new, grad_flow, grad_weight = (torch.zeros_like(t) for t in (fresh[0], fresh[0], flow, weight))
+    to_gates, (to_reset, to_keep, to_own), back = flow[:, : 2 * size], flow.split(size, -1), flow.t()
+    parts = _each(grad, states[:-1], opens, *opens.split(size, -1), fresh, own_new)
+    for direct, before, opened, reset, keep, f, own in reversed(list(parts)):
+        g = g.add_(direct)
+        kept = g * keep
+        to_new = g - kept
+        to_new = torch.addcmul(to_new, to_new * f, f, value=-1)  # times 1 - f^2
+        torch.mul(to_new, own, out=to_reset)
+        torch.mul(g, before - f, out=to_keep)
+        torch.mul(to_new, reset, out=to_own)
+        to_gates.mul_(torch.addcmul(opened, opened, opened, value=-1))
+        grad_new.add_(to_new)
+        grad_flow.add_(flow)
+        grad_weight.addmm_(back, before)
+        g = kept.addmm_(flow, weight)
+    return grad_flow[:, : 2 * size], grad_new, g, grad_weight, grad_flow.sum(0)
+
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #2dd2d435
 class _GRUUnroll(torch.autograd.Function):
     "All states (N, B, H) of a GRU cell with a constant input, with the gradient of the whole loop written out."
 
     @staticmethod
     def forward(ctx, gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor, n_steps: int) -> Tensor:
-        size = h.shape[1]
-        states, opens = h.new_empty(n_steps + 1, *h.shape), h.new_empty(n_steps, len(h), 2 * size)
-        fresh, own_new = torch.empty_like(states[1:]), torch.empty_like(states[1:])
-        states[0], gates, new = h, gates + bias[: 2 * size], 2 * new
-        to_gates, to_new, bias_new = weight[: 2 * size].t(), weight[2 * size :].t(), bias[2 * size :]
-        parts = _each(states[:-1], states[1:], opens, *opens.split(size, -1), fresh, own_new)
-        for before, after, opened, reset, keep, f, own in parts:
-            torch.addmm(gates, before, to_gates, out=opened).sigmoid_()
-            torch.addmm(bias_new, before, to_new, out=own)
-            _tanh_(torch.addcmul(new, reset, own, value=2, out=f))
-            torch.lerp(f, before, keep, out=after)
-        ctx.save_for_backward(states, opens, fresh, own_new, weight)
-        return states[1:]
+        kept = _gru_forward(gates, new, h, weight, bias, n_steps)
+        ctx.save_for_backward(*kept, weight)
+        return kept[0][1:]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
-        states, opens, fresh, own_new, weight = ctx.saved_tensors
-        size, flow = fresh.shape[-1], grad.new_empty(grad.shape[1], len(weight))  # flow: gradient at W_hh h + b
-        g, grad_new, grad_flow, grad_weight = (torch.zeros_like(t) for t in (fresh[0], fresh[0], flow, weight))
-        to_gates, (to_reset, to_keep, to_own), back = flow[:, : 2 * size], flow.split(size, -1), flow.t()
-        parts = _each(grad, states[:-1], opens, *opens.split(size, -1), fresh, own_new)
-        for direct, before, opened, reset, keep, f, own in reversed(list(parts)):
-            g = g.add_(direct)
-            kept = g * keep
-            to_new = g - kept
-            to_new = torch.addcmul(to_new, to_new * f, f, value=-1)  # times 1 - f^2
-            torch.mul(to_new, own, out=to_reset)
-            torch.mul(g, before - f, out=to_keep)
-            torch.mul(to_new, reset, out=to_own)
-            to_gates.mul_(torch.addcmul(opened, opened, opened, value=-1))
-            grad_new.add_(to_new)
-            grad_flow.add_(flow)
-            grad_weight.addmm_(back, before)
-            g = kept.addmm_(flow, weight)
-        return grad_flow[:, : 2 * size], grad_new, g, grad_weight, grad_flow.sum(0), None
+        return *_gru_backward(grad, *ctx.saved_tensors), None
 
 
 @patch
@@ -587,7 +597,7 @@ def halting_steps(
     first = torch.where(halts.any(0), halts.int().argmax(0), len(logits) - 1)
     return (first + 1).clamp(max=len(logits))
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #6159a17f
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #585955aa
 class Prediction(NamedTuple):
     "What `PonderNet.predict` returns."
 
@@ -623,41 +633,46 @@ def predict(
     finally:
         self.train()
 
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #428937cf
+def _settled(outputs: list, halts: list, halted: Tensor) -> tuple[Tensor, Tensor]:
+    "Outputs and offsets of the rows' first halt among the steps in the lists; the last step where none halted."
+    halts = torch.cat(halts)
+    at = torch.where(halted, halts.int().argmax(0), len(halts) - 1)
+    return torch.cat(outputs)[at, torch.arange(len(at), device=at.device)], at
 
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #ca237ac7
 @patch
 def _predict(self: PonderNet, x, state, rule, threshold, max_steps, generator) -> Prediction:
     "The loop of `predict`: runs until a quarter of the rows has halted, settles those, cuts them out and goes on."
     live, n, first = _n_rows(x), 0, 1
     x, state = self._start(x, state)
-    rows, spent, halted, outputs, halts = None, 0.0, None, [], []  # rows: where the live rows belong; None: all are live
+    rows = spent = halted = None  # rows: where the live rows belong, None while all are live
+    outputs, halts = [], []
     while True:
         ahead = min(4, max_steps - n) if live <= 64 and hasattr(self.step, "unroll") else 1
         output, logit, state = self._steps(x, state, ahead, live)
         n, logit = n + ahead, logit.float()
-        if rule == "threshold":
-            spent = spent + F.softplus(logit).cumsum(0)
+        spent = (0 if spent is None else spent[-1:]) + F.softplus(logit).cumsum(0)
         outputs.append(output)
         halts.append(_halts(logit, spent, rule, threshold, generator))
-        spent = spent[-1] if rule == "threshold" else spent
         halted = halts[-1].any(0) if halted is None else halted | halts[-1].any(0)
         n_halted = live if n == max_steps else int(halted.sum())
         if 4 * n_halted < live:
             continue
-        at = torch.where(halted, torch.cat(halts).int().argmax(0), n - first)
-        settled = torch.cat(outputs)[at, torch.arange(live, device=at.device)]
+        output, at = _settled(outputs, halts, halted)
         if rows is None:
-            result, steps = settled, at + first
+            result, steps = output, at + first
         else:
-            result[rows], steps[rows] = settled, at + first
+            result[rows], steps[rows] = output, at + first
         if n_halted == live:
             return Prediction(result, steps)
         keep = (~halted).nonzero().squeeze(1)
         rows = keep if rows is None else rows[keep]
         x, state = (_map(partial(torch.index_select, dim=0, index=keep), tree) for tree in (x, state))
-        spent = spent[keep] if rule == "threshold" else spent
+        spent = spent[:, keep]
         live, first, halted, outputs, halts = len(rows), n + 1, None, [], []
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #e8263c2d
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #84068948
 class Stories(NamedTuple):
     "A batch of stories, each with one question, as small integers."
 
@@ -675,6 +690,23 @@ def _pick(mask: Tensor, generator) -> Tensor:
     return (torch.rand(mask.shape, generator=generator, device=mask.device) * mask + 1e-9 * mask).argmax(1)
 
 
+def _happen(room: Tensor, holder: Tensor, generator) -> tuple[Tensor, Tensor, Tensor]:
+    "One fact for each story: kind, person, argument. `room` (B, persons) and `holder` (B, objects) change in place."
+    rows = torch.arange(len(room), device=room.device)
+    u, *dice = torch.rand(3, len(room), generator=generator, device=room.device)
+    person, new_room = (dice[0] * len(_PERSONS)).long(), (dice[1] * len(_ROOMS)).long()
+    free, held = holder < 0, holder >= 0
+    grab = (u < 0.35) & free.any(1) & (room[rows, person] >= 0)
+    drop = (u >= 0.35) & (u < 0.45) & held.any(1)
+    move = ~(grab | drop)
+    thing = torch.where(grab, _pick(free, generator), _pick(held, generator))
+    person = torch.where(drop, holder[rows, thing], person)
+    room[rows, person] = torch.where(move, new_room, room[rows, person])
+    holder[rows, thing] = torch.where(grab, person, torch.where(drop, -1, holder[rows, thing]))
+    kind = torch.where(grab, _GRAB, torch.where(drop, _DROP, _MOVE))
+    return kind, person, torch.where(move, new_room, thing + len(_ROOMS))
+
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #44608996
 def stories(
     batch_size: int,  # number of stories B
     *,
@@ -691,32 +723,16 @@ def stories(
     check_int(n_facts, "n_facts", low=1)
     check_number(two_facts, "two_facts", low=0, high=1)
     where = "cpu" if generator is None else generator.device
-    draw = lambda *shape: torch.rand(*shape, generator=generator, device=where)
     rows = torch.arange(batch_size, device=where)
     room = torch.full((batch_size, len(_PERSONS)), -1, device=where)
     holder = torch.full((batch_size, len(_OBJECTS)), -1, device=where)
-    facts = []
-    for t in range(n_facts):
-        u, dice = draw(batch_size), draw(2, batch_size)
-        person, new_room = (dice[0] * len(_PERSONS)).long(), (dice[1] * len(_ROOMS)).long()
-        free, held = holder < 0, holder >= 0
-        grab = (u < 0.35) & free.any(1) & (room[rows, person] >= 0)
-        drop = (u >= 0.35) & (u < 0.45) & held.any(1)
-        thing = torch.where(grab, _pick(free, generator), _pick(held, generator))
-        person = torch.where(drop, holder[rows, thing], person)
-        kind = torch.where(grab, _GRAB, torch.where(drop, _DROP, _MOVE))
-        argument = torch.where(kind == _MOVE, new_room, thing + len(_ROOMS))
-        room[rows, person] = torch.where(kind == _MOVE, new_room, room[rows, person])
-        now = torch.where(grab, person, torch.where(drop, -1, holder[rows, thing]))
-        holder[rows, thing] = now
-        facts.append(torch.stack([kind, person, argument, torch.full_like(kind, t)], -1))
-    what = (draw(batch_size) < two_facts) & (holder >= 0).any(1)
+    facts = [(*_happen(room, holder, generator), torch.full_like(rows, t)) for t in range(n_facts)]
+    what = (torch.rand(batch_size, generator=generator, device=where) < two_facts) & (holder >= 0).any(1)
     thing, person = _pick(holder >= 0, generator), _pick(room >= 0, generator)
     person = torch.where(what, holder[rows, thing], person)
-    nobody, nothing = torch.full_like(person, len(_PERSONS)), torch.full_like(person, len(_ROOMS) + len(_OBJECTS))
-    question = torch.stack([torch.where(what, _WHAT, _WHO), torch.where(what, nobody, person),
-                            torch.where(what, thing + len(_ROOMS), nothing), torch.full_like(person, n_facts)], -1)
-    tokens = torch.stack([*facts, question], 1)
+    question = (torch.where(what, _WHAT, _WHO), torch.where(what, len(_PERSONS), person),
+                torch.where(what, thing, len(_OBJECTS)) + len(_ROOMS), torch.full_like(rows, n_facts))
+    tokens = torch.stack([torch.stack(part, -1) for part in (*facts, question)], 1)
     return Stories(tokens.to(device), room[rows, person].to(device), (1 + what.long()).to(device))
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #f689449e
