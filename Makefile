@@ -45,8 +45,8 @@ $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.lab $@
 
-course: $(VENV)/.lab ## install, then execute the first chapter at the scale quick
-	@$(BIN)/ponderlearn run act --scale quick
+course: $(VENV)/.lab ## install, then execute the chapter on PonderNet at the scale quick
+	@$(BIN)/ponderlearn run pondernet --scale quick
 
 lab: $(VENV)/.lab ## open the course in JupyterLab
 	@$(BIN)/ponderlearn lab
