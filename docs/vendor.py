@@ -33,8 +33,11 @@ def vendor(target: Path = HERE / "_static" / "vendor") -> int:
         source = HERE / "node_modules" / package
         if not source.is_dir():
             sys.exit(f"{source} is missing: run npm ci in {HERE}")
-        for file in sorted({f for p in patterns for f in source.glob(p) if f.is_file()}):
-            to = target / folder / file.relative_to(source)
+        root = HERE / "node_modules" / "/".join(package.split("/")[: 2 if package.startswith("@") else 1])
+        files = {f: f.relative_to(source) for p in patterns for f in source.glob(p) if f.is_file()}
+        files |= {f: f.relative_to(root) for f in root.glob("LICENSE*")}  # a licence travels with what it covers
+        for file, name in sorted(files.items()):
+            to = target / folder / name
             if to.exists() and to.stat().st_size == file.stat().st_size and to.stat().st_mtime >= file.stat().st_mtime:
                 continue
             to.parent.mkdir(parents=True, exist_ok=True)
