@@ -74,7 +74,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for n in (2, 6, 19):
-        rows.append(measure(f"training, batch 128, 1 input, {n} updates each", torch.full((128, 1), n), True, 301))
+        what, steps = f"training, batch 128, 1 input, {n} updates each", torch.full((128, 1), n)
+        rows.append(measure(what, steps, True, 1201 // n))
     rows.append(measure("training, batch 32, 10 inputs, 4 updates each", torch.full((32, 10), 4), True, 101))
     g = torch.Generator().manual_seed(0)
     for batch, p in ((256, 0.4), (256, 0.2), (1024, 0.3)):
