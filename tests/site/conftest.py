@@ -73,7 +73,8 @@ def open_page(browser):
         page.wrong, page.asked = [], []
         page.on("console", lambda m: page.wrong.append(f"console: {m.text}") if m.type == "error" else None)
         page.on("pageerror", lambda e: page.wrong.append(f"error: {e}"))
-        page.on("requestfailed", lambda r: page.wrong.append(f"failed: {r.url}"))
+        page.on("requestfailed", lambda r: page.wrong.append(f"failed: {r.url}")
+                if r.failure != "net::ERR_ABORTED" else None)  # the test went on to the next page
         page.on("response", lambda r: page.wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
         page.on("request", lambda r: page.asked.append(r.url))
         page.goto(url, wait_until="load")
