@@ -14,9 +14,9 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
+from compare import interleaved, save
 from torch import nn
 
-from compare import interleaved, save
 from ponderlearn.adaptive.act import parity
 from ponderlearn.adaptive.pondernet import GRUStep, PonderNet, halting_steps, ponder_loss
 
