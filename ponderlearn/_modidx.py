@@ -269,6 +269,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                  'ponderlearn.cli.execute': ('nbs/00_foundations/cli.html#execute', 'ponderlearn/cli.py'),
                                  'ponderlearn.cli.html_page': ('nbs/00_foundations/cli.html#html_page', 'ponderlearn/cli.py'),
                                  'ponderlearn.cli.lab': ('nbs/00_foundations/cli.html#lab', 'ponderlearn/cli.py'),
+                                 'ponderlearn.cli.lighter_png': ('nbs/00_foundations/cli.html#lighter_png', 'ponderlearn/cli.py'),
                                  'ponderlearn.cli.list_chapters': ('nbs/00_foundations/cli.html#list_chapters', 'ponderlearn/cli.py'),
                                  'ponderlearn.cli.main': ('nbs/00_foundations/cli.html#main', 'ponderlearn/cli.py'),
                                  'ponderlearn.cli.missing': ('nbs/00_foundations/cli.html#missing', 'ponderlearn/cli.py'),
