@@ -583,10 +583,10 @@ def test_sequence_error_rate():
 # learning ------------------------------------------------------------------------------------------------------------
 
 
-def learn(cell, steps=600):
+def learn(cell, seed, steps=600):
     "Accuracy on 5-bit parity after `steps` updates, and the mean number of ponder steps."
-    torch.manual_seed(0)
-    rnn, read, g = ACTRNN(cell()), nn.Linear(128, 1), seeded(0)
+    torch.manual_seed(seed)
+    rnn, read, g = ACTRNN(cell()), nn.Linear(128, 1), seeded(seed)
     optimizer = torch.optim.Adam([*rnn.parameters(), *read.parameters()], 3e-3)
     for _ in range(steps):
         batch = parity(128, 5, generator=g)
@@ -604,13 +604,16 @@ def learn(cell, steps=600):
 
 
 def test_parity_is_learned():
-    with_act, steps = learn(lambda: ACTCell.make(nn.RNNCell, 5, 128, halting_bias=-1.0, max_steps=20))
-    without, one = learn(lambda: RepeatCell(nn.RNNCell(6, 128), 1))
-    assert one == 1 and 2 <= steps <= 15  # 11 measured; it differs between versions of torch and numbers of threads
-    assert with_act - without >= 0.5 * MARGIN
+    gains = []
+    for seed in (1, 2):  # one slow seed of two is allowed for: which one is slow differs between versions of torch
+        with_act, steps = learn(lambda: ACTCell.make(nn.RNNCell, 5, 128, halting_bias=-1.0, max_steps=20), seed)
+        without, one = learn(lambda: RepeatCell(nn.RNNCell(6, 128), 1), seed)
+        assert one == 1 and 2 <= steps <= 15
+        gains.append(with_act - without)
+    assert sum(gains) / 2 >= 0.5 * MARGIN
 
 
-MARGIN = 0.40  # measured: about 1.00 with, 0.59 without
+MARGIN = 0.42  # measured: 0.996 and 0.999 with, 0.576 and 0.571 without
 
 
 # bad input -----------------------------------------------------------------------------------------------------------
