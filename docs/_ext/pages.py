@@ -290,7 +290,8 @@ class Results(Html):
         tables = []
         for name in dict.fromkeys(r["chapter"] for r in rows):
             c, doc = chapters[name], doc_of(chapters[name])
-            labels = anchors(Path(self.env.srcdir) / c.notebook) if doc else {}
+            source = Path(self.env.srcdir) / c.notebook if doc else None
+            labels = anchors(source) if doc and source.exists() else {}
             body = "".join(self.row(r, doc, labels) for r in rows if r["chapter"] == name)
             title = f'<a href="{self.link(doc)}">{escape(c.title)}</a>' if doc else escape(c.title)
             head = "".join(
