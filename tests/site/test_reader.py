@@ -255,3 +255,8 @@ def test_addresses_and_second_build(tmp_path):
     build(folder, *options)
     written = {p.name for p, t in stamps().items() if before.get(p) != t}
     assert written <= {"search.html", "404.html", "genindex.html", "py-modindex.html"}, written
+
+
+def test_lock_names_no_host():
+    lock = json.loads((TOP / "docs" / "package-lock.json").read_text(encoding="utf-8"))
+    assert lock["packages"] and not [name for name, p in lock["packages"].items() if "resolved" in p]
