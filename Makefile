@@ -66,7 +66,8 @@ test-site: $(VENV)/.dev ## build the site and test it in Chromium
 	elif ! command -v npm >/dev/null; then echo "The site was not tested: it needs npm (Node.js)"; \
 	elif ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; \
 	then echo "The site was not tested: it needs Chromium"; \
-	else $(MAKE) --no-print-directory docs && $(BIN)/python -m pytest -m "browser and not slow"; fi
+	else $(MAKE) --no-print-directory docs && $(BIN)/python -m pytest -m "browser and not slow" tests/site \
+	&& $(BIN)/python -m pytest -m "browser and not slow" --ignore tests/site; fi
 
 test-all: test ## what a release needs too: slow tests, lowest and newest versions
 	@$(BIN)/python -m pytest -m "slow"
