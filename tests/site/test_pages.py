@@ -102,15 +102,12 @@ def test_sliders_change_the_picture_and_have_names(open_page, address, built, sc
         slider.wait_for(timeout=120_000)
         page.wait_for_function("document.querySelector('.jupyter-widgets [role=slider]').hasAttribute('aria-label')")
         assert len(slider.get_attribute("aria-label")) > 2
-        shown = lambda page=page: page.evaluate("""() => [...document.querySelectorAll('.widget-html-content img')]
-            .filter(i => i.offsetParent).map(i => i.alt).join('|')""")
-        before = shown()
-        assert before
+        shown = """() => [...document.querySelectorAll('.widget-html-content img')]
+            .filter(i => i.offsetParent).map(i => i.alt).join('|')"""
+        before = page.wait_for_function(shown).json_value()
         slider.focus()
         slider.press("ArrowRight")
-        page.wait_for_timeout(300)
-        after = shown()
-        assert after and after != before, name
+        page.wait_for_function(f"(before) => {{ const after = ({shown})(); return after && after !== before }}", arg=before)
         assert not page.wrong, page.wrong
 
 
@@ -118,7 +115,7 @@ def test_sliders_change_the_picture_and_have_names(open_page, address, built, sc
 def test_search_finds_halting(open_page, address, built, scheme):
     base = address if scheme == "http" else built.as_uri() + "/"
     page = open_page(base + "search.html?q=halting")
-    page.wait_for_function("document.querySelectorAll('#search-results li').length > 1", timeout=120_000)
+    page.get_by_text("Search finished, found").wait_for(timeout=120_000)  # the results are listed one by one before
     found = page.locator("#search-results").inner_text()
     assert "Adaptive Computation Time" in found
     assert not page.wrong, page.wrong
