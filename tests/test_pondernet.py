@@ -171,7 +171,7 @@ def test_agreement_with_torch_distributions():
 # --- the loss, its gradient and its optimum
 
 
-def test_gradient_is_policy_iteration():
+def test_gradient_by_working_backwards():
     a = LAM.logit().requires_grad_()
     (grad,) = torch.autograd.grad(ponder_loss(LOSSES, a, beta=0.0).loss, a)
     assert close(ponder_loss(LOSSES, a, beta=0.0).reconstruction.detach(), 0.3232)

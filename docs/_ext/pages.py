@@ -10,7 +10,7 @@ import chapter as page
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from ponderlearn.course import CATALOGUE, PARTS, results
+from ponderlearn.course import CATALOGUE, PARTS, _measured, _number, results
 
 ROUTES = [  # (title, how long, what you can do afterwards, [(chapter, what to do there)])
     (
@@ -258,18 +258,6 @@ LABELS = {
 # ---- results
 
 
-def plain(x: float, digits: int) -> str:
-    "A number with so many significant digits, never in powers of ten unless it is tiny or huge."
-    return f"{x:,.0f}" if 10**digits <= abs(x) < 1e9 else f"{x:.{digits}g}"
-
-
-def number(x, unit: str = "") -> str:
-    "A number with four significant digits and its unit; text as it is."
-    if isinstance(x, str):
-        return x
-    return (f"{x:,}" if isinstance(x, int) else plain(x, 4)) + (f" {unit}" if unit else "")
-
-
 class Results(Html):
     "Every recorded claim: the paper's number, ours, and whether it holds."
 
@@ -316,11 +304,8 @@ class Results(Html):
 
     def row(self, r: dict, doc: str | None, labels: dict) -> str:
         mark, words, _ = VERDICTS[r["holds"]]
-        span = (
-            f' <span class="interval">[{plain(r["interval"][0], 3)}, {plain(r["interval"][1], 3)}]</span>'
-            if r.get("interval")
-            else ""
-        )
+        here, _, span = _measured(r).rpartition(" [") if r.get("interval") else (_measured(r), "", "")
+        span = f' <span class="interval">[{escape(span)}</span>' if span else ""
         claim = escape(r["claim"])
         if doc:
             claim = f'<a href="{self.link(doc, labels.get(r.get("cell") or "", ""))}">{claim}</a>'
@@ -332,8 +317,8 @@ class Results(Html):
             where += f'<br><time datetime="{escape(str(r["date"])[:10])}">{escape(str(r["date"])[:10])}</time>'
         seeds = "" if r.get("n_seeds") is None else str(r["n_seeds"])
         cells = [
-            ("Paper", escape(number(r["paper"], r["unit"]))),
-            ("Here", escape(number(r["here"], r["unit"])) + span),
+            ("Paper", escape(_number(r["paper"], r["unit"]))),
+            ("Here", escape(here) + span),
             ("Seeds", seeds),
             ("Rule", escape(r["rule"])),
             (

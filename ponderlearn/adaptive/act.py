@@ -138,7 +138,7 @@ def _start(self: _Repeated, x: Tensor, state, hidden_size: int | None):
     zeros = x.new_zeros(len(x), size)
     return (zeros, zeros) if isinstance(self.cell, nn.LSTMCell) else zeros
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #72dc868e
+# %% ../../nbs/01_adaptive/01_act.ipynb #30d436e4
 @patch
 def _prepare(self: _Repeated, x: Tensor) -> tuple[tuple, tuple, Callable]:
     "Cell inputs at the first and at later ponder steps (tuples of tensors like `x`), and the update that takes them."
@@ -153,19 +153,19 @@ def _prepare(self: _Repeated, x: Tensor) -> tuple[tuple, tuple, Callable]:
         gru = isinstance(cell, nn.GRUCell)
         bias = bias + (F.pad(cell.bias_hh[: 2 * size], (0, size)) if gru else cell.bias_hh)
     first = F.linear(torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.flag else x, cell.weight_ih, bias)
-    later = first - cell.weight_ih[:, -1] if self.flag else first
+    later = first + cell.weight_ih[:, -1].neg() if self.flag else first
     update = {nn.RNNCell: _rnn_update, nn.GRUCell: _gru_update, nn.LSTMCell: _lstm_update}[type(cell)](cell)
     parts = (2 * size, size) if isinstance(cell, nn.GRUCell) else (first.shape[-1],)
     return first.split(parts, -1), later.split(parts, -1), update
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #8b36cff7
+# %% ../../nbs/01_adaptive/01_act.ipynb #13f4b60f
 def _rnn_update(cell):
     weight, act = cell.weight_hh.t(), torch.tanh if cell.nonlinearity == "tanh" else torch.relu
     return lambda inputs, state: act(torch.addmm(inputs[0], state, weight))
 
 def _gru_update(cell):
     size = cell.hidden_size
-    gates, new = cell.weight_hh.t().split((2 * size, size), 1)
+    gates, new = (part.t() for part in cell.weight_hh.split((2 * size, size)))
     bias = cell.bias_hh[2 * size :] if cell.bias_hh is not None else gates.new_zeros(size)
 
     def update(inputs, state):
@@ -565,13 +565,13 @@ def addition(
     x = (F.one_hot(digits, 10) * used[..., None]).flatten(2).float()
     return SequenceBatch(x.to(device), y.to(device), mask.to(device))
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #782c9498
+# %% ../../nbs/01_adaptive/01_act.ipynb #a1dc6536
 def sorting(
     batch_size: int,  # B
     *,
     min_length: int = 2,  # fewest numbers
     max_length: int = 15,  # most numbers L
-    min_gap: float = 0.0,  # neighbours in the sorted order are pushed apart by this much
+    min_gap: float = 0.0,  # neighbors in the sorted order are pushed apart by this much
     generator: torch.Generator | None = None,  # source of randomness
     device=None,  # where the batch goes
 ) -> SequenceBatch:

@@ -87,6 +87,9 @@ def test_every_page_loads_and_fits_a_phone(open_page, address, pages):
         trouble += [f"{name}: {w}" for w in page.wrong]
         trouble += [f"{name}: asks {u}" for u in page.asked if not u.startswith((address, "data:", "blob:"))]
         trouble += [f"{name}: {width} pixels wide"] if width > 360 else []
+        left = page.evaluate("""Math.min(0, ...[...document.querySelectorAll('mjx-container[display]')]
+            .map(e => e.getBoundingClientRect().left))""")
+        trouble += [f"{name}: a formula begins {-left:.0f} pixels left of the page"] if left < 0 else []
         described = page.evaluate("document.querySelector('meta[name=description]')?.content")
         trouble += [] if described or name in ("search.html", "genindex.html", "py-modindex.html", "404.html") else [
             f"{name}: no description"]
@@ -107,7 +110,7 @@ def test_sliders_change_the_picture_and_have_names(open_page, address, built, sc
         before = page.wait_for_function(shown).json_value()
         slider.focus()
         slider.press("ArrowRight")
-        page.wait_for_function(f"(before) => {{ const after = ({shown})(); return after && after !== before }}", arg=before)
+        page.wait_for_function(f"(old) => {{ const now = ({shown})(); return now && now !== old }}", arg=before)
         assert not page.wrong, page.wrong
 
 
