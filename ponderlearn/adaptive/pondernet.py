@@ -169,7 +169,7 @@ def ponder_loss(
     parts = reconstruction + beta * kl, reconstruction, kl, torch.tensordot(n, p.detach(), dims=1)
     return PonderLoss(*(_reduce(v, reduction) for v in parts))
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #b6f202f7
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #d3e63df3
 def optimal_halting(
     step_losses: Tensor,  # loss of each step (N, ...)
     lambda_p: float,  # the prior's parameter, in (0, 1)
@@ -177,7 +177,7 @@ def optimal_halting(
     *,
     truncation: str = "remainder",  # how the prior is truncated: "remainder" or "renormalize"
 ) -> Tensor:
-    "Log-probabilities (N, ...) that minimise the expected loss + beta KL(p || prior) for fixed losses."
+    "Log-probabilities (N, ...) that minimize the expected loss + beta KL(p || prior) for fixed losses."
     check_tensor(step_losses, "step_losses", kind="float")
     check(step_losses.ndim > 0 and len(step_losses) > 0, "step_losses", "have shape (N, ...) with N >= 1", step_losses)
     beta = check_number(beta, "beta", low=0, open_low=True)
@@ -186,7 +186,7 @@ def optimal_halting(
                                 dtype=step_losses.dtype, device=step_losses.device)
     return (log_prior.view(-1, *[1] * (step_losses.ndim - 1)) - step_losses / beta).log_softmax(0)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #46a7c36f
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #c05d2348
 class PonderHead(nn.Module):
     "Prediction (..., output_size) and halting logit (...) from a state h (..., hidden_size): one linear layer."
 
@@ -206,13 +206,17 @@ class PonderHead(nn.Module):
             self.linear.weight[-1] = 0.0
             self.linear.bias[-1] = math.log(lambda_init / (1 - lambda_init))
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        h: Tensor,  # (..., hidden_size): a state, or the states of all steps
+    ) -> tuple[Tensor, Tensor]:
+        "Prediction (..., output_size) and halting logit (...)."
         output, logit = self.linear(h).split([self.linear.out_features - 1, 1], -1)
         if self.certainty is not None:
             logit = logit + self.certainty * prediction_entropy(output.detach())
         return output, logit.squeeze(-1)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #5d0ee9ae
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #3079e019
 def prediction_entropy(
     output: Tensor,  # logits of a prediction (..., C); C = 1 is the logit of a yes-no question
 ) -> Tensor:
@@ -238,7 +242,12 @@ class MLPStep(nn.Module):
         self.hidden = nn.Linear(input_size + hidden_size, hidden_size)
         self.heads = PonderHead(hidden_size, output_size, **head)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,  # (B, input_size), the same at all steps
+        state: Tensor | None = None,  # (B, hidden_size); None: zeros
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        "Prediction (B, output_size), halting logit (B,) and the next state (B, hidden_size)."
         h = x.new_zeros(len(x), self.hidden_size) if state is None else state
         h = torch.tanh(self.hidden(torch.cat([x, h], -1)))
         return *self.heads(h), h
@@ -367,7 +376,7 @@ def forward(
     outputs, logits, state = self._steps(*self._start(x, state), self.n_steps, n_rows)
     return Pondered(outputs, logits, halting_log_probs(logits, truncation=self.truncation), state)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #194d6c40
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #8feb20d9
 class GRUStep(nn.Module):
     "A recurrent cell (GRU, LSTM or tanh RNN) that sees x at every step, with a `PonderHead` on its hidden vector."
 
@@ -387,11 +396,17 @@ class GRUStep(nn.Module):
         self.cell = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "rnn": nn.RNNCell}[cell](input_size, hidden_size)
         self.heads = PonderHead(hidden_size, output_size, confidence=confidence, lambda_init=lambda_init)
 
-    def forward(self, x: Tensor, state=None) -> tuple:
+    def forward(
+        self,
+        x: Tensor,  # (B, input_size), the same at all steps
+        state=None,  # (B, hidden_size), a pair of them for LSTM; None: zeros
+    ) -> tuple:
+        "Prediction (B, output_size), halting logit (B,) and the next state."
         state = self.advance(self.encode(x), state)
         return *self.head(state), state
 
     def head(self, state) -> tuple[Tensor, Tensor]:
+        "Prediction (..., output_size) and halting logit (...) of a state, or of the states of all steps."
         return self.heads(state[0] if self.kind == "lstm" else state)
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #b3ddfbba
@@ -500,7 +515,7 @@ def unroll(self: GRUStep, x: tuple[Tensor, ...], state, n_steps: int):
         states.append(state := self.advance(x, state))
     return _zip(torch.stack, states)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #73b9d46c
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #686abecb
 class AttentionStep(nn.Module):
     "The state queries fixed tokens (B, T, embed_dim), one read a step; a GRU cell takes in what was read."
 
@@ -519,22 +534,30 @@ class AttentionStep(nn.Module):
         self.heads = PonderHead(hidden_size, output_size, **head)
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        "Keys and values of the tokens, the same at all steps."
         return self.key_value(x).chunk(2, -1)
 
     def advance(self, x: tuple[Tensor, ...], state: Tensor | None = None) -> Tensor:
+        "One read of the encoded tokens: the next state (B, hidden_size)."
         key, value = x
         h = key.new_zeros(len(key), self.hidden_size) if state is None else state
         read = F.scaled_dot_product_attention(self.query(h)[:, None], key, value).squeeze(1)
         return self.cell(read, h)
 
     def head(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        "Prediction (..., output_size) and halting logit (...) of a state."
         return self.heads(state)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,  # (B, T, input_size): a set of tokens
+        state: Tensor | None = None,  # (B, hidden_size); None: zeros
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        "Prediction (B, output_size), halting logit (B,) and the next state (B, hidden_size)."
         state = self.advance(self.encode(x), state)
         return *self.head(state), state
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #921d4314
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #41146c1c
 class TransformerStep(nn.Module):
     "One pre-norm transformer layer, shared by all steps; the state is the tokens, the head reads the last one."
 
@@ -554,15 +577,22 @@ class TransformerStep(nn.Module):
         self.heads = PonderHead(embed_dim, output_size, **head)
 
     def advance(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        "One application of the layer: the next tokens (B, T, embed_dim)."
         h = x if state is None else state
         q, k, v = self.qkv(self.norms[0](h)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         h = h + self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return h + self.feed(self.norms[1](h))
 
     def head(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        "Prediction (B, output_size) and halting logit (B,), read from the last token."
         return self.heads(self.norms[2](state[:, -1]))
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,  # (B, T, embed_dim): the tokens, the question last
+        state: Tensor | None = None,  # (B, T, embed_dim); None: the tokens
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        "Prediction (B, output_size), halting logit (B,) and the next tokens (B, T, embed_dim)."
         state = self.advance(x, state)
         return *self.head(state), state
 
@@ -735,7 +765,7 @@ def stories(
     tokens = torch.stack([torch.stack(part, -1) for part in (*facts, question)], 1)
     return Stories(tokens.to(device), room[rows, person].to(device), (1 + what.long()).to(device))
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #f689449e
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #e473d69d
 def tell(
     batch: Stories,  # stories
     index: int = 0,  # which one
@@ -753,7 +783,7 @@ def tell(
             lines.append(verbs[kind].format(_PERSONS[person], arguments[argument]))
     return " ".join(lines) + f" -> {_ROOMS[batch.y[index]]}"
 
-
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #72b101c4
 class StoryEmbedding(nn.Module):
     "Tokens of `stories` (B, T + 1, 4) as vectors (B, T + 1, embed_dim): the sum of four embeddings."
 
@@ -769,12 +799,16 @@ class StoryEmbedding(nn.Module):
         for table in self.tables:
             nn.init.normal_(table.weight, std=0.5)  # the sum of four then has standard deviation 1
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,  # (B, T + 1, 4) int64, as in `stories`
+    ) -> Tensor:
+        "Vectors (B, T + 1, embed_dim)."
         return sum(table(part) for table, part in zip(self.tables, tokens.unbind(-1), strict=True))
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #646294dd
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #5c797e25
 class AssociativePairs(NamedTuple):
-    "A batch of paired associative inference: chains of items of which only neighbouring pairs are seen."
+    "A batch of paired associative inference: chains of items of which only neighboring pairs are seen."
 
     pairs: Tensor  # (B, P, 2, dim) float32: the pairs seen, in random order, each the right way round or not
     cue: Tensor  # (B, dim): first item of a chain
@@ -782,7 +816,7 @@ class AssociativePairs(NamedTuple):
     y: Tensor  # (B,) int64: which option belongs to the cue's chain, 0 or 1
     hops: Tensor  # (B,) int64: pairs to chain from the cue to the right option, 1 = seen together
 
-
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #54a0370f
 def associative_pairs(
     batch_size: int,  # number of episodes B
     *,
