@@ -1,0 +1,539 @@
+"""SupSup: masks, the gradient identity, inference, the stores, files, bad input."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ponderlearn.multitask import supsup
+from ponderlearn.multitask.supsup import (
+    HopfieldStore,
+    MaskStore,
+    SupSup,
+    alpha_gradient,
+    coded_bytes,
+    entropy_objective,
+    infer_task,
+    load_supsup,
+    pack_bits,
+    recover_mask,
+    signed_constant_,
+    superfluous_objective,
+    supermask,
+    unpack_bits,
+)
+
+W = torch.tensor([[0.5, -0.5, 1], [1, 0.5, -0.5]])
+SCORES = torch.tensor([[0.3, -0.2, 0.1], [-0.4, 0.25, -0.05]])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def mlp(*sizes):
+    layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b, bias=False), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def conv():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5, bias=False))
+
+
+def random_net(base, k, seed=0):
+    net, g = SupSup(base, seed=seed), seeded(seed)
+    for _ in range(k):
+        net.store.append(net.store.split(torch.rand(net.store.n_weights, generator=g) < 0.5))
+    return net
+
+
+def by_hand():
+    net = SupSup(nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        net.base.weight.copy_(torch.tensor([[1.0, 1], [1, -1]]))
+    for mask in ([[0, 1], [0, 1]], [[1, 0], [1, 0]], [[1, 1], [0, 0]]):
+        net.store.append({"weight": torch.tensor(mask)})
+    return net
+
+
+def through_the_stack(net, x, objective=entropy_objective, alpha=None):
+    "The gradient with automatic differentiation through all masks."
+    k = len(net.store)
+    alpha = (torch.full((k,), 1 / k) if alpha is None else alpha.clone()).requires_grad_()
+    masks = torch.stack([torch.cat([m.flatten() for m in net.store[i].values()]) for i in range(k)]).float()
+    return torch.autograd.grad(objective(net.run(net.weights() * (alpha @ masks), x)), alpha)[0]
+
+
+# masks ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("density", "absolute", "mask", "loss", "grad"), [
+    (None, False, [1, 0, 1, 0, 1, 0], 0.078890, [-0.037929, 0.075858, -0.227575, 0.075858, 0.075858, -0.113787]),
+    (0.5, False, [1, 0, 1, 0, 1, 0], 0.078890, [-0.037929, 0.075858, -0.227575, 0.075858, 0.075858, -0.113787]),
+    (0.5, True, [1, 0, 0, 1, 1, 0], 1.701413, [-0.408787, -0.817574, -2.452723, -0.817574, 0.817574, 1.226362]),
+])
+def test_masks_by_hand(density, absolute, mask, loss, grad):
+    s = SCORES.clone().requires_grad_()
+    m = supermask(s, density, absolute=absolute)
+    assert m.flatten().tolist() == mask
+    value = F.cross_entropy(torch.tensor([[1.0, 2, 3]]) @ (W * m).T, torch.tensor([0]))
+    value.backward()
+    assert value.item() == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(s.grad.flatten(), torch.tensor(grad), atol=1e-6, rtol=1e-5)
+
+
+@given(n=st.integers(1, 60), density=st.floats(0.01, 1), equal=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_exactly_the_share_is_kept(n, density, equal):
+    scores = torch.zeros(n) if equal else torch.randn(n, generator=seeded(n))
+    mask = supermask(scores, density)
+    wanted = math.ceil(density * n - 1e-9)
+    assert mask.sum() == wanted
+    if equal:
+        assert mask[:wanted].all()
+    else:
+        assert wanted == n or scores[mask.bool()].min() >= scores[~mask.bool()].max()
+
+
+@pytest.mark.parametrize(("n", "density", "ones"), [(10, 0.9, 9), (5, 0.5, 3), (7, 1.0, 7), (10, 0.1, 1)])
+def test_counts_without_rounding_errors(n, density, ones):
+    assert supermask(torch.zeros(n), density).sum() == ones
+
+
+def test_straight_through_is_no_true_gradient():
+    s = torch.randn(6, dtype=torch.float64, generator=seeded(), requires_grad=True)
+    upstream = torch.randn(6, dtype=torch.float64, generator=seeded(1))
+    assert torch.equal(torch.autograd.grad(supermask(s), s, upstream)[0], upstream)
+    assert not torch.autograd.gradcheck(supermask, (s,), raise_exception=False)
+
+
+@pytest.mark.parametrize(("fan_in", "size"), [(784, 0.050508), (196, 0.101015), (300, 0.081650), (100, 0.141421)])
+def test_signed_constant(fan_in, size):
+    w = signed_constant_(torch.empty(200, fan_in), generator=seeded())
+    torch.testing.assert_close(w.abs(), torch.full_like(w, size), atol=1e-6, rtol=0)
+    assert abs((w > 0).float().mean() - 0.5) < 1.5 / math.sqrt(w.numel())
+    kernel = signed_constant_(torch.empty(8, 4, 3, 3), density=0.5)
+    assert kernel.abs().max() == pytest.approx(math.sqrt(2 / 18))
+
+
+# bits ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_byte():
+    assert pack_bits(torch.tensor([1, 0, 1, 1, 0, 0, 1, 0])).tolist() == [178]
+
+
+@given(n=st.integers(1, 40), rows=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_bits_come_back(n, rows):
+    mask = torch.rand(rows, n, generator=seeded(n)) < 0.5
+    packed = pack_bits(mask)
+    assert packed.dtype == torch.uint8 and packed.shape == (rows, -(-n // 8))
+    assert torch.equal(unpack_bits(packed, n), mask)
+
+
+@pytest.mark.parametrize(("sizes", "n_bytes"), [((784, 300, 100, 10), 33_275), ((784, 300, 100, 500), 39_400),
+                                               ((784, 1024, 1024, 500), 295_424), ((196, 300, 100, 100), 12_350)])
+def test_bytes_of_a_mask(sizes, n_bytes):
+    net = SupSup(mlp(*sizes))
+    net.new_task(generator=seeded())
+    net.commit()
+    assert net.store.nbytes == n_bytes
+    assert net.store.bits.nbytes == n_bytes and net.store.bits.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(("share", "bits"), [(0.5, 1), (0.1, 0.468996), (0.05, 0.286397), (0.01, 0.080793)])
+def test_coded_bytes(share, bits):
+    n = 1_000_000
+    mask = torch.arange(n) < round(share * n)
+    assert coded_bytes(mask, "entropy") == pytest.approx(bits * n / 8, abs=2)
+    assert coded_bytes(mask) == n // 8 and coded_bytes(mask, "index16") == 2 * round(share * n)
+
+
+@given(k=st.integers(1, 40), seed=st.integers(0, 5))
+@settings(max_examples=15, deadline=None)
+def test_store_against_dense_masks(k, seed):
+    store, g = MaskStore({"a": (7, 5), "b": (3, 7)}), seeded(seed)
+    dense = torch.rand(k, 56, generator=g) < 0.5
+    for row in dense:
+        store.append(store.split(row))
+    vec, alpha = torch.randn(4, 56, generator=g), torch.randn(k, generator=g)
+    torch.testing.assert_close(store.project(vec[0]), dense.float() @ vec[0])
+    torch.testing.assert_close(store.project(vec[0], chunk_size=3), dense.float() @ vec[0])
+    torch.testing.assert_close(store.project(vec), vec @ dense.float().T)
+    some = torch.arange(k - 1, -1, -2)
+    torch.testing.assert_close(store.project(vec[0], tasks=some), dense[some].float() @ vec[0])
+    torch.testing.assert_close(store.project(vec, tasks=some), vec @ dense[some].float().T)
+    torch.testing.assert_close(store.mix(alpha), alpha @ dense.float())
+    part = alpha * (torch.arange(k) % 2)
+    torch.testing.assert_close(store.mix(part), part @ dense.float())
+    (slope,) = torch.autograd.grad(store.mix(part.requires_grad_()) @ vec[0], part)
+    torch.testing.assert_close(slope, dense.float() @ vec[0])
+    torch.testing.assert_close(store.mean(), dense.float().mean(0))
+    assert len(store) == k and torch.equal(store[k - 1]["b"], dense[k - 1, 35:].view(3, 7))
+    assert store.bits.nbytes <= 2 * store.nbytes
+
+
+def test_store_in_a_state_dict():
+    net = random_net(mlp(6, 9, 4), 5)
+    other = SupSup(mlp(6, 9, 4), seed=9)
+    other.load_state_dict(net.state_dict())
+    x = torch.randn(3, 6, generator=seeded())
+    assert len(other.store) == 5 and torch.equal(other(x, task=3), net(x, task=3))
+    torch.testing.assert_close(other.store.mean(), net.store.mean())
+
+
+# the gradient --------------------------------------------------------------------------------------------------------
+
+
+def test_one_shot_by_hand():
+    net, x = by_hand(), torch.tensor([[1.0, 2]])
+    y = net(x, alpha=torch.full((3,), 1 / 3))
+    torch.testing.assert_close(y, torch.tensor([[2.0, -1 / 3]]))
+    assert entropy_objective(y).item() == pytest.approx(0.298820, abs=1e-6)
+    g = alpha_gradient(net, x)
+    torch.testing.assert_close(g, torch.tensor([-0.752128, 0, -0.564096]), atol=1e-6, rtol=0)
+    assert g.mean().item() == pytest.approx(-0.438742, abs=1e-6)
+    values = infer_task(net, x, method="exhaustive")
+    torch.testing.assert_close(values.gradient, torch.tensor([0.090095, 0.693147, 0.190865]), atol=1e-6, rtol=0)
+    assert [infer_task(net, x, method=m).task for m in ("one_shot", "binary", "exhaustive")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("make", [lambda: mlp(6, 20, 12, 5), conv])
+@pytest.mark.parametrize("objective", [entropy_objective, lambda y: superfluous_objective(y, 2)])
+@pytest.mark.parametrize("uniform", [True, False])
+def test_identity_equals_autograd_through_the_masks(make, objective, uniform):
+    net = random_net(make(), 9)
+    shape = (7, 6) if isinstance(net.base[0], nn.Linear) else (7, 1, 6, 6)
+    x = torch.randn(shape, generator=seeded(3))
+    alpha = None if uniform else torch.rand(9, generator=seeded(4))
+    expected = through_the_stack(net, x, objective, alpha)
+    with torch.no_grad():
+        found = alpha_gradient(net, x, objective, alpha)
+        each = alpha_gradient(net, x, objective, alpha, per_example=True, chunk_size=3)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(each.mean(0), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(each[2], through_the_stack(net, x[2:3], objective, alpha), atol=2e-5, rtol=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    "Remembers the largest number of entries of any tensor that an operation makes."
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else [out]
+        self.most = max([self.most, *(t.numel() for t in made if isinstance(t, torch.Tensor))])
+        return out
+
+
+def test_nothing_of_tasks_times_weights():
+    net, x = random_net(mlp(40, 60, 50, 30), 200), torch.randn(8, 40, generator=seeded())
+    with Largest() as seen:
+        infer_task(net, x)
+    assert net.store.n_weights < seen.most <= net.store.nbytes
+    assert net.store.nbytes == 200 * -(-net.store.n_weights // 8)
+
+
+def test_sum_rule_of_three_layers():
+    net, x = random_net(mlp(6, 20, 12, 5), 8), torch.randn(7, 6, generator=seeded(3))
+    y = net(x, alpha=torch.full((8,), 1 / 8))
+    p = y.softmax(-1)
+    variance = ((p * y**2).sum(-1) - (p * y).sum(-1) ** 2).mean()
+    torch.testing.assert_close(alpha_gradient(net, x).mean(), -3 * variance, atol=1e-5, rtol=1e-4)
+
+
+def test_entropy_and_its_gradient():
+    y = torch.tensor([2.0, 0, -1, 1], requires_grad=True)
+    H = entropy_objective(y)
+    assert H.item() == pytest.approx(0.947537, abs=1e-6)
+    wanted = torch.tensor([-0.326688, 0.130076, 0.079911, 0.116701])
+    torch.testing.assert_close(torch.autograd.grad(H, y)[0], wanted, atol=1e-6, rtol=0)
+    assert entropy_objective(y.bfloat16()).dtype == torch.float32
+    assert torch.autograd.gradcheck(entropy_objective, torch.randn(3, 4, dtype=torch.float64, requires_grad=True))
+
+
+def test_superfluous_objective():
+    y = torch.tensor([2.0, 0, -1, 1], requires_grad=True)
+    cases = ((True, 2.440190, [0, 0, 0.032059, 0.236883]), (False, 1.126928, [0, 0, 0.119203, 0.880797]))
+    for full, value, grad in cases:
+        G = superfluous_objective(y, 2, full=full)
+        assert G.item() == pytest.approx(value, abs=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(G, y)[0], torch.tensor(grad), atol=1e-6, rtol=0)
+    assert entropy_objective(torch.zeros(3, 4), reduction="none").shape == (3,)
+
+
+def test_one_image_both_forms_of_g_agree():
+    net = random_net(mlp(6, 30, 8), 12)
+    forms = [lambda y, f=f: superfluous_objective(y, 3, full=f) for f in (True, False)]
+    for image in torch.randn(10, 1, 6, generator=seeded(5)):
+        full, rest = (alpha_gradient(net, image, form) for form in forms)
+        assert full.argmin() == rest.argmin()
+
+
+def test_tasks_are_treated_alike():
+    net, x = random_net(mlp(6, 20, 5), 5), torch.randn(4, 6, generator=seeded())
+    turned = SupSup(mlp(6, 20, 5))
+    order = [3, 0, 4, 1, 2]
+    for i in order:
+        turned.store.append(net.store[i])
+    torch.testing.assert_close(alpha_gradient(turned, x), alpha_gradient(net, x)[order], atol=1e-5, rtol=1e-4)
+    net.store.append(net.store[1])
+    g = alpha_gradient(net, x)
+    assert g[1] == g[5]
+
+
+# inference -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k", "rounds"), [(2, 1), (3, 2), (5, 3), (8, 3), (9, 4)])
+def test_binary_takes_log2_rounds(monkeypatch, k, rounds):
+    net, calls = random_net(mlp(6, 20, 5), k), []
+    original = supsup.alpha_gradient
+    monkeypatch.setattr(supsup, "alpha_gradient", lambda *a, **kw: calls.append(1) or original(*a, **kw))
+    x = torch.randn(4, 6, generator=seeded())
+    found = infer_task(net, x, method="binary")
+    assert len(calls) == rounds and 0 <= found.task < k
+    if k == 2:
+        assert found.task == infer_task(net, x).task
+
+
+def test_one_mask_needs_no_pass(monkeypatch):
+    net = random_net(mlp(6, 20, 5), 1)
+    monkeypatch.setattr(supsup, "alpha_gradient", None)
+    assert infer_task(net, torch.zeros(1, 6)).task == 0
+    assert infer_task(net, torch.zeros(1, 6), epsilon=0.1).task == -1
+
+
+def test_ties_go_to_the_first():
+    net = random_net(mlp(6, 20, 5), 1)
+    for _ in range(4):
+        net.store.append(net.store[0])
+    x = torch.randn(4, 6, generator=seeded())
+    for method in ("one_shot", "binary"):
+        found = infer_task(net, x, method=method)
+        assert found.task == 0 and found.score == pytest.approx(1, abs=1e-5)
+    assert infer_task(net, x, epsilon=1e-3).task == -1
+
+
+def test_score_and_threshold(monkeypatch):
+    net = random_net(mlp(6, 20, 5), 4)
+    monkeypatch.setattr(supsup, "alpha_gradient", lambda *a, **k: torch.tensor([-1.2, -0.9, -1.0, -0.8]))
+    x = torch.zeros(1, 6)
+    assert infer_task(net, x).score == pytest.approx(1.238440, abs=1e-6)
+    assert infer_task(net, x, epsilon=1 / 8).task == 0 and infer_task(net, x, epsilon=1 / 4).task == -1
+    assert infer_task(net, x, center=torch.tensor([-1.2, 0, 0, 0])).task == 2
+
+
+def test_exhaustive_refuses_a_value_that_means_nothing():
+    net, x = random_net(mlp(6, 20, 5), 3), torch.randn(2, 6, generator=seeded())
+    with pytest.raises(ValueError, match="full=False"):
+        infer_task(net, x, method="exhaustive", objective=lambda y: superfluous_objective(y, 2))
+    infer_task(net, x, method="exhaustive", objective=lambda y: superfluous_objective(y, 2, full=False))
+
+
+def test_learns_and_finds_tasks():
+    net, batches, kept = SupSup(mlp(12, 64, 20), seed=1), [], []
+    for t in range(4):
+        x = torch.randn(256, 12, generator=seeded(10 + t)) * (torch.arange(12) % 4 == t)
+        y = (x.sum(1) > 0).long()
+        batches.append((x, y))
+        optimizer = torch.optim.RMSprop([net.new_task(generator=seeded(t))], lr=3e-3)
+        for _ in range(60):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+        assert net.commit() == t
+        kept.append(net(batches[0][0], task=0))
+        assert torch.equal(kept[0], kept[-1])
+    assert all(not p.requires_grad for p in net.parameters())
+    for t, (x, y) in enumerate(batches):
+        assert (net(x, task=t).argmax(1) == y).float().mean() > 0.8
+        assert infer_task(net, x[:32]).task == t
+
+
+@pytest.mark.parametrize("init", ["random", "mean", 1])
+def test_starts_of_a_task(init):
+    net = random_net(mlp(6, 20, 5), 2)
+    scores = net.new_task(init, generator=seeded(3))
+    assert scores.abs()[:120].max() <= 1 / math.sqrt(6) + 1e-6
+    if init == 1:
+        mask = torch.cat([m.flatten() for m in net.store[1].values()])
+        assert torch.equal(scores >= 0, mask)
+
+
+def test_density_is_kept_in_each_layer():
+    net = SupSup(mlp(6, 20, 5), density=0.3)
+    net.new_task(generator=seeded())
+    net.commit()
+    assert [int(m.sum()) for m in net.store[0].values()] == [36, 30]
+
+
+# Hopfield ------------------------------------------------------------------------------------------------------------
+
+
+def loops(patterns):
+    "Storkey's rule as it is written, sum by sum."
+    d = patterns.shape[1]
+    psi = torch.zeros(d, d, dtype=torch.float64)
+    for z in patterns.double():
+        h = torch.zeros(d, d, dtype=torch.float64)
+        for u in range(d):
+            for v in range(d):
+                h[u, v] = sum(psi[u, w] * z[w] for w in range(d) if w not in (u, v))
+        new = psi.clone()
+        for u in range(d):
+            for v in range(d):
+                new[u, v] += (z[u] * z[v] - z[u] * h[v, u] - h[u, v] * z[v]) / d if u != v else 0
+        psi = new
+    return psi
+
+
+def test_hopfield_by_hand():
+    z = torch.tensor([[1.0, 1, -1, -1], [1, -1, 1, -1]])
+    for rule, low, entry in (("storkey", [-1.5, -1.5], -0.75), ("hebb", [-1.0, -1.0], -0.5)):
+        hop = HopfieldStore(4, rule)
+        for row in z:
+            hop.store(row)
+        assert hop.psi[0, 3] == hop.psi[1, 2] == entry and hop.psi.abs().sum() == -4 * entry
+        assert hop.energy(z).tolist() == low and hop.energy(-z).tolist() == low
+        assert all(torch.equal(hop.recall(row), row) for row in z)
+
+
+def test_storkey_against_loops():
+    z = 2.0 * (torch.rand(4, 7, generator=seeded(1)) < 0.5) - 1
+    hop = HopfieldStore(7)
+    for row in z:
+        hop.store(row)
+    torch.testing.assert_close(hop.psi.double(), loops(z), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hop.mean, z.mean(0))
+    one = HopfieldStore(7)
+    one.store(z[0])
+    torch.testing.assert_close(one.psi, (torch.outer(z[0], z[0]) - torch.eye(7)) / 7)
+
+
+@given(seed=st.integers(0, 50))
+@settings(max_examples=20, deadline=None)
+def test_recall_rolls_downhill(seed):
+    g, hop = seeded(seed), HopfieldStore(30)
+    for _ in range(4):
+        hop.store(2.0 * (torch.rand(30, generator=g) < 0.5) - 1)
+    z = 2.0 * (torch.rand(30, generator=g) < 0.5) - 1
+    energies = [hop.energy(hop.recall(z, n_steps=n)).item() for n in (1, 2, 4, 30)]
+    path = [hop.energy(z).item(), *energies]
+    assert all(a + 1e-5 >= b for a, b in itertools.pairwise(path))
+    torch.testing.assert_close(hop.psi, hop.psi.T)
+
+
+@pytest.mark.parametrize(("method", "gamma", "lr"), [("straight_through", 0.01, 5.0), ("projected", 0.3, 0.05)])
+def test_recover_mask_finds_the_pattern_of_low_entropy(method, gamma, lr):
+    g, stores = seeded(2), [HopfieldStore(60), HopfieldStore(40)]
+    patterns = [2.0 * (torch.rand(3, s.d, generator=g) < 0.5) - 1 for s in stores]
+    for store, rows in zip(stores, patterns, strict=True):
+        for row in rows:
+            store.store(row)
+    wanted = [rows[1] for rows in patterns]
+    fn = lambda masks, _: sum(((2 * m - 1 - z) ** 2).mean() for m, z in zip(masks, wanted, strict=True))
+    found = recover_mask(fn, stores, [None] * 60, gamma=gamma, lr=lr, method=method)
+    assert all(torch.equal(m, z > 0) for m, z in zip(found, wanted, strict=True))
+
+
+# files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load(tmp_path):
+    net, x = random_net(mlp(6, 20, 5), 7, seed=11), torch.randn(4, 6, generator=seeded())
+    net.save(tmp_path / "net")
+    again = load_supsup(tmp_path / "net", mlp(6, 20, 5))
+    assert torch.equal(again.weights(), net.weights()) and len(again.store) == 7
+    assert all(torch.equal(again(x, task=t), net(x, task=t)) for t in range(7))
+    torch.testing.assert_close(alpha_gradient(again, x), alpha_gradient(net, x))
+    assert (tmp_path / "net").stat().st_size < net.store.nbytes + 600
+    assert again.store.append(net.store[0]) == 7
+    empty = SupSup(mlp(6, 20, 5))
+    empty.save(tmp_path / "empty")
+    assert len(load_supsup(tmp_path / "empty", mlp(6, 20, 5)).store) == 0
+
+
+def test_wrong_files_are_refused(tmp_path):
+    net, path = random_net(mlp(6, 20, 5), 3, seed=1), tmp_path / "net"
+    net.save(path)
+    raw = path.read_bytes()
+    with pytest.raises(ValueError, match=r"network with 0.weight \(21, 6\), got one with 0.weight \(20, 6\)"):
+        load_supsup(path, mlp(6, 21, 5))
+    cases = [
+        (raw.replace(b"SupSup 1", b"SupSup 2"), "begin with 'ponderlearn SupSup 1'"),
+        (b"\x80\x04", "begin with"),
+        (b"ponderlearn SupSup 1\n{", "readable head"),
+        (raw.replace(b'"seed": 1', b'"seed": 2'), "weights that seed 2 gives here"),
+        (raw[:-3], "damaged"),
+        (raw[:-1] + bytes([raw[-1] ^ 1]), "damaged"),
+    ]
+    for damaged, words in cases:
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=words):
+            load_supsup(path, mlp(6, 20, 5))
+
+
+# bad input -----------------------------------------------------------------------------------------------------------
+
+
+def test_networks_that_share_trained_parts_are_refused():
+    with pytest.raises(ValueError, match=r"biases or norm parameters .*got 0\.bias"):
+        SupSup(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False)))
+    with pytest.raises(ValueError, match=r"1\.weight, 1\.bias"):
+        SupSup(nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4)))
+    with pytest.raises(ValueError, match="running statistics"):
+        SupSup(nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, affine=False)))
+    with pytest.raises(ValueError, match="Linear or Conv"):
+        SupSup(nn.ReLU())
+    net = SupSup(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), allow_extra=True)
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize(("call", "error", "words"), [
+    (lambda n: n(torch.zeros(1, 6)), RuntimeError, "call new_task first"),
+    (lambda n: n(torch.zeros(1, 6), task=3), IndexError, "task 3 of 3"),
+    (lambda n: n(torch.zeros(1, 6), task=-1), IndexError, "task -1 of 3"),
+    (lambda n: n(torch.zeros(1, 6), alpha=torch.ones(2)), ValueError, "alpha must have 3 entries"),
+    (lambda n: n(torch.zeros(1, 6), task=0, alpha=torch.ones(3)), ValueError, "not both"),
+    (lambda n: n.commit(), RuntimeError, "call new_task first"),
+    (lambda n: n.new_task("median"), ValueError, "init must be one of"),
+    (lambda n: n.new_task(7), IndexError, "task 7 of 3"),
+    (lambda n: n.store.append(SupSup(mlp(6, 21, 5)).store.split(torch.zeros(231))), ValueError, "must have shape"),
+    (lambda n: n.store.append({"0.weight": torch.zeros(20, 6)}), ValueError, "must have the names"),
+    (lambda n: n.store.append(n.store.split(torch.full((220,), 0.5))), ValueError, "only 0 and 1"),
+    (lambda n: n.store.project(torch.zeros(3)), ValueError, "vec must have shape"),
+    (lambda n: infer_task(n, torch.zeros(1, 6), center=torch.zeros(2)), ValueError, "center must have 3 entries"),
+    (lambda n: infer_task(n, torch.zeros(1, 6), method="two_shot"), ValueError, "method must be one of"),
+    (lambda n: infer_task(SupSup(mlp(6, 3)), torch.zeros(1, 6)), RuntimeError, "no tasks learned"),
+    (lambda n: infer_task(n, torch.zeros(0, 6)), ValueError, "not be empty"),
+    (lambda n: superfluous_objective(torch.zeros(2, 3), 3), ValueError, "n_real must be smaller"),
+    (lambda n: supermask(torch.zeros(3), 0.0), ValueError, r"density must lie in \(0, 1\]"),
+    (lambda n: supermask(torch.zeros(3), absolute=True), ValueError, "density must be given"),
+    (lambda n: supermask(torch.zeros(3, dtype=torch.int64)), TypeError, "float dtype"),
+    (lambda n: signed_constant_(torch.zeros(3)), ValueError, "at least 2 dimensions"),
+    (lambda n: HopfieldStore(4).store(torch.tensor([1.0, 0, 1, -1])), ValueError, "patterns of -1 or 1"),
+    (lambda n: HopfieldStore(4).store(torch.ones(5)), ValueError, "shape"),
+    (lambda n: HopfieldStore(4, "oja"), ValueError, "rule must be one of"),
+    (lambda n: recover_mask(None, [HopfieldStore(4)], [1], gamma=1, lr=1), RuntimeError, "at least one pattern"),
+    (lambda n: recover_mask(None, [HopfieldStore(4)], [1], gamma=1, lr=1, method="soft"), ValueError, "method must"),
+    (lambda n: coded_bytes(torch.ones(3), "zip"), ValueError, "coding must be one of"),
+])
+def test_messages(call, error, words):
+    with pytest.raises(error, match=words):
+        call(random_net(mlp(6, 20, 5), 3))
+
+
+def test_no_pickle_in_the_file(tmp_path):
+    random_net(mlp(6, 20, 5), 2).save(tmp_path / "net")
+    magic, head, bits = (tmp_path / "net").read_bytes().split(b"\n", 2)
+    assert magic == b"ponderlearn SupSup 1" and json.loads(head)["tasks"] == 2 and len(bits) == 2 * 28
