@@ -308,11 +308,11 @@ def store_results(
            "claims": sorted([*others(old["claims"]), *done.claims], key=by_scale)}
     return write_atomic(file, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../nbs/00_foundations/07_cli.ipynb #e1e6adf2
+# %% ../nbs/00_foundations/07_cli.ipynb #a0155be8
 def lighter_png(
     png: str,  # a PNG file in base64, as notebooks keep it
     *,
-    tolerance: int = 12,  # largest change of a color, of 255
+    tolerance: int = 16,  # largest change of a color, of 255
 ) -> str:
     "The same picture with a palette of 256 colors, if that is smaller and changes no color by more than `tolerance`."
     Image = _need("PIL.Image", "course")

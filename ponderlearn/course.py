@@ -118,11 +118,11 @@ _adaptive = (
         "basic probability: expectation, the geometric distribution, KL divergence", ("act",)),
 )
 
-# %% ../nbs/00_foundations/01_course.ipynb #aab8eedc
+# %% ../nbs/00_foundations/01_course.ipynb #9783b515
 #| code-fold: true
 _architectures_1 = (
     Chapter("sire", 2, 1, "Regularizing Towards Permutation Invariance in Recurrent Models",
-        "A recurrent network, penalized for how much its state changes when two neighbours are exchanged, models set "
+        "A recurrent network, penalized for how much its state changes when two neighbors are exchanged, models set "
         "functions with far fewer units than networks that are invariant by design.",
         "Edo Cohen-Karlik, Avichai Ben David, Amir Globerson", 2020, "NeurIPS 2020", "2010.13055", "",
         _hebrew(35, "almost a must"), "what a recurrent network is; permutations and sets"),
@@ -622,17 +622,24 @@ class Page:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/00_foundations/01_course.ipynb #4cedc9c2
+# %% ../nbs/00_foundations/01_course.ipynb #f6079e88
+def _digits(x) -> str:
+    "A number with three significant digits, and all those before the point; a power of ten only below 0.0001."
+    if isinstance(x, int) or x == 0:
+        return f"{x:,}"
+    if not 1e-4 <= abs(x) < 1e15:
+        return f"{x:.3g}"
+    text = f"{x:,.{max(0, 2 - math.floor(math.log10(abs(x))))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
 def _number(x, unit=""):
-    "A number with four significant digits and its unit; text as it is."
-    if isinstance(x, str):
-        return x
-    return (f"{x:,}" if isinstance(x, int) else f"{x:.4g}") + (f" {unit}" if unit else "")
+    "A number and its unit; text as it is."
+    return x if isinstance(x, str) else _digits(x) + (f" {unit}" if unit else "")
 
 def _measured(row):
     "What was measured, with its interval."
     span = row.get("interval")
-    return _number(row["here"], row["unit"]) + (f" [{span[0]:.4g}, {span[1]:.4g}]" if span else "")
+    return _number(row["here"], row["unit"]) + (f" [{_digits(span[0])}, {_digits(span[1])}]" if span else "")
 
 def html_table(
     header: list[str],  # names of the columns
@@ -650,16 +657,17 @@ def html_table(
     text = "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [header, *rows])
     return Page(html, f"{caption}\n{text}" if caption else text)
 
-# %% ../nbs/00_foundations/01_course.ipynb #f73e5de3
+# %% ../nbs/00_foundations/01_course.ipynb #b79b29fe
 def claims_table(
     chapter: str,  # the chapter's name
 ) -> Page:
-    "What this process has recorded for the chapter: claim, paper, here with its interval, seeds, rule, verdict."
+    "What this process has recorded for the chapter: claim, paper, here with interval and note, seeds, rule, verdict."
     name = _known(chapter)
     rows = [c._asdict() for key, c in _recorded.items() if key[0] == name and key[2] == scale()]
     seeds = lambda r: "" if r["n_seeds"] is None else str(r["n_seeds"])
     paper = lambda r: _number(r["paper"], r["unit"])
-    cells = [[r["claim"], paper(r), _measured(r), seeds(r), r["rule"], r["holds"]] for r in rows]
+    here = lambda r: _measured(r) + (f"; {r['note']}" if r["note"] else "")
+    cells = [[r["claim"], paper(r), here(r), seeds(r), r["rule"], r["holds"]] for r in rows]
     return html_table(["claim", "paper", "here [95 % interval]", "seeds", "rule", "holds?"], cells,
                       f"Measured at scale {scale()}")
 
@@ -747,13 +755,13 @@ def _facts(c):
                      "reviewer's"), r.url
     yield "Reviewer's reading recommendation", r.recommendation, ""
 
-# %% ../nbs/00_foundations/01_course.ipynb #817b47ba
+# %% ../nbs/00_foundations/01_course.ipynb #1ff9b3ae
 def card(
     name: str,  # the chapter
 ) -> Page:
     "The chapter's card: credit, what to know first, minutes to read, measured seconds, links, BibTeX."
     c = chapter(name)
-    first = "; ".join(x for x in (c.know, ", ".join(f"chapter {p}" for p in c.prerequisites)) if x)
+    first = "; ".join(x for x in (c.know, ", ".join(f"the chapter “{chapter(p).title}”" for p in c.prerequisites)) if x)
     facts = [*(_facts(c) if c.authors else ()), ("Know first", first or "nothing but Python", ""),
              ("To read", f"{c.minutes} minutes" if c.minutes else "not written yet", ""),
              ("To run", _time(c) if c.notebook else "not written yet", ""),

@@ -290,17 +290,17 @@ def _some(labels: list, values: list, n: int) -> tuple[list, list]:
     keep = sorted({round(i * (len(values) - 1) / (n - 1)) for i in range(n)}) if len(values) > n else range(len(values))
     return [labels[i] for i in keep], [values[i] for i in keep]
 
-# %% ../nbs/00_foundations/06_viz.ipynb #b3c9bf00
+# %% ../nbs/00_foundations/06_viz.ipynb #0876d178
 def _picture(fig, dpi: float) -> tuple[bytes, tuple[int, int]]:
     "The figure as WebP, lossless if 32 colors show it well, and its size in pixels; closes the figure."
     raw = io.BytesIO()
     fig.savefig(raw, format="png", dpi=dpi)
     plt.close(fig)
     drawn = Image.open(raw).convert("RGB")
-    flat = drawn.quantize(32, dither=Image.Dither.NONE).convert("RGB")
+    flat = drawn.quantize(32, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).convert("RGB")
     well = np.abs(np.subtract(flat, drawn, dtype=int)).mean() < 1
     file = io.BytesIO()
-    (flat if well else drawn).save(file, format="webp", lossless=bool(well), quality=80, method=4)
+    (flat if well else drawn).save(file, format="webp", lossless=bool(well), quality=80, method=6)
     return file.getvalue(), drawn.size
 
 # %% ../nbs/00_foundations/06_viz.ipynb #304bed79

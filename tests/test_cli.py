@@ -102,7 +102,7 @@ def test_list_and_results(tmp_path):
     (listed, shown), (resulted, none) = Course(tmp_path, "1").lines((("list",), ()), (("results",), ()))
     assert listed == resulted == 0 and "No results are committed yet" in none
     assert "Learning to ponder" in shown and "PonderNet: Learning to Ponder (2021)" in shown
-    assert re.search(r"act .*\(2016\) +5 min", shown) and re.search(r"sire .*not written yet", shown)
+    assert re.search(r"act .*\(2016\) +5 min", shown) and re.search(r"performer .*not written yet", shown)
 
 
 WRONG = {
@@ -110,7 +110,7 @@ WRONG = {
     ("results", "pondernte"): (2, "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"),
     ("run", "act", "--scale", "huge"): (2, "error: --scale must be one of quick, full, gpu, got 'huge'\n"),
     ("run", "none.ipynb"): (2, "error: there is no notebook none.ipynb\n"),
-    ("run", "sire"): (1, "error: the chapter 'sire' is announced but not written yet; see: ponderlearn list\n"),
+    ("run", "infobert"): (1, "error: the chapter 'infobert' is announced but not written yet; see: ponderlearn list\n"),
     ("run", "mine.ipynb", "--out", "."): (2, "error: --out . would overwrite mine.ipynb\n"),
     ("run", "mine.ipynb", "--commit"): (2, "error: --commit takes a chapter's name, not a file\n"),
     ("run", "text.ipynb"): (2, "error: text.ipynb must be a notebook, got a file that nbformat refuses\n"),
