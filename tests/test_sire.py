@@ -1,0 +1,379 @@
+"""SIRE: hand cases of the commutator, the regularizer by enumeration, groups, lengths, explicit networks, messages."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ponderlearn.architectures import sire
+from ponderlearn.architectures.sire import (
+    AggregationRNN,
+    DeepSets,
+    SetRNN,
+    SetTransformer,
+    commutator,
+    output_invariance_loss,
+    permutation_gap,
+    shuffle_within,
+    sire_loss,
+)
+
+D = torch.float64
+HALVES = torch.tensor([0, 0, 0, 1, 1, 1])
+LAYERS = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def column(*values):
+    return torch.tensor(values, dtype=D)[:, None]
+
+
+def xor(x, s):
+    return torch.relu(s + x) - 2 * torch.relu(s + x - 1)
+
+
+def layer(kind, d=2, hidden=5, **kwargs):
+    torch.manual_seed(0)
+    if kind == "AggregationRNN":
+        return AggregationRNN(d, hidden)
+    return LAYERS[kind](d, hidden, batch_first=True, **kwargs)
+
+
+every_layer = pytest.mark.parametrize("kind", [*LAYERS, "AggregationRNN"])
+
+
+# --- the commutator
+
+
+def test_xor_by_hand():
+    values = commutator(xor, column(0.3, 0.5, 0.2), column(0.6, 0.5, 0.9), column(1.0, 0.9, 0.4))
+    assert torch.allclose(values, torch.tensor([0.36, 0.64, 0.04], dtype=D))
+    grid = torch.tensor(list(itertools.product([0, 0.5, 1], repeat=3)), dtype=D)
+    assert abs(commutator(xor, *grid.split(1, 1)).mean() - 0.074074) < 1e-6
+    bits = torch.tensor(list(itertools.product([0.0, 1], repeat=3)), dtype=D)
+    assert commutator(xor, *bits.split(1, 1)).max() == 0
+
+
+def test_tanh_gru_lstm_by_hand():
+    tanh = lambda x, s: torch.tanh(0.5 * s + x + 0.1)
+    assert abs(commutator(tanh, column(0.2), column(1.0), column(-0.5)).item() - 0.525505) < 1e-6
+    for cell, state, wanted in ((nn.GRUCell(1, 1), column(0.2), 0.011604),
+                                (nn.LSTMCell(1, 1), (column(0.2), column(0.1)), 0.028600)):
+        cell = cell.double()
+        for name, p in cell.named_parameters():
+            nn.init.constant_(p, 0.5 if "weight" in name else 0.0)
+        assert abs(commutator(cell, state, column(1.0), column(-0.5)).item() - wanted) < 1e-6
+
+
+@given(st.floats(-5, 5), st.floats(-5, 5))
+@settings(max_examples=20, deadline=None)
+def test_linear_cell_does_not_depend_on_the_state(a, b):
+    W, U = torch.tensor([[0.5, 1], [0, 0.5]], dtype=D), torch.tensor([[1.0], [2]], dtype=D)
+    linear = lambda x, s: s @ W.T + x @ U.T
+    value = commutator(linear, torch.tensor([[a, b]], dtype=D), column(1.0), column(4.0))
+    assert abs(value.item() - 29.25) < 1e-9
+
+
+def test_cells_that_collect_commute():
+    s, x1, x2 = torch.randn(3, 100, 1, dtype=D, generator=generator())
+    assert commutator(lambda x, s: s + x.sin(), s, x1, x2).max() < 1e-28
+    assert commutator(lambda x, s: torch.maximum(s, x), s, x1, x2).max() == 0
+    assert commutator(nn.GRUCell(1, 1).double(), s, x1, x1).max() == 0
+
+
+# --- the regularizer
+
+
+@every_layer
+def test_two_elements(kind):
+    rnn, x = layer(kind).double(), torch.randn(7, 2, 2, dtype=D, generator=generator())
+    a, b = rnn(x)[1], rnn(x.flip(1))[1]
+    parts = zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]
+    wanted = sum((p - q).square().sum((0, 2)) for p, q in parts)
+    assert torch.allclose(sire_loss(rnn, x, shuffle=False, reduction="none"), wanted)
+    assert torch.allclose(sire_loss(rnn, x), wanted.mean())
+    assert torch.allclose(sire_loss(rnn, x, reduction="sum"), wanted.sum())
+
+
+def by_hand(rnn, x, k):
+    "Commutator (B,) at place k of the sequences as they stand, for a GRU of one layer."
+    step = lambda x, s: rnn(x[:, None], s[None])[1][0]
+    s = rnn(x[:, :k])[1][0] if k else x.new_zeros(len(x), rnn.hidden_size)
+    return commutator(step, s, x[:, k], x[:, k + 1])
+
+
+def test_all_places_of_the_given_order():
+    rnn, x = layer("GRU").double(), torch.randn(6, 5, 2, dtype=D, generator=generator())
+    wanted = torch.stack([by_hand(rnn, x, k) for k in range(4)])
+    for n_pairs in (4, 50):
+        found = sire_loss(rnn, x, shuffle=False, n_pairs=n_pairs, reduction="none")
+        assert torch.allclose(found, wanted.mean(0))
+    one = sire_loss(rnn, x, shuffle=False, generator=generator(3))
+    assert any(torch.allclose(one, w.mean()) for w in wanted)
+
+
+def test_mean_of_draws_is_the_mean_over_orders_and_places():
+    rnn, x = layer("GRU"), torch.randn(1, 4, 2, generator=generator())
+    with torch.no_grad():
+        each = torch.cat([by_hand(rnn, x[:, list(p)], k) for p in itertools.permutations(range(4)) for k in range(3)])
+        g = generator(1)
+        drawn = torch.stack([sire_loss(rnn, x.expand(400, 4, 2), generator=g) for _ in range(60)]).mean()
+    assert abs(drawn / each.mean() - 1) < 0.05
+
+
+def test_lengths_leave_out_padding_and_short_rows():
+    rnn, x = layer("GRU").double(), torch.randn(4, 5, 2, dtype=D, generator=generator())
+    lengths = torch.tensor([5, 3, 2, 1])
+    full = torch.stack([by_hand(rnn, x, k) for k in range(4)])
+    wanted = torch.stack([full[:, 0].mean(), full[:2, 1].mean(), full[0, 2], torch.zeros((), dtype=D)])
+    found = sire_loss(rnn, x, lengths=lengths, shuffle=False, n_pairs=4, reduction="none")
+    assert torch.allclose(found, wanted)
+    assert torch.allclose(sire_loss(rnn, x, lengths=lengths, shuffle=False, n_pairs=4), wanted[:3].mean())
+    other = torch.where((torch.arange(5) < lengths[:, None])[..., None], x, 1e3)
+    a, b = (sire_loss(rnn, v, lengths=lengths, n_pairs=4, generator=generator(2)) for v in (x, other))
+    assert torch.equal(a, b)
+
+
+def test_groups():
+    rnn, x = layer("GRU").double(), torch.randn(3, 6, 2, dtype=D, generator=generator())
+    wanted = torch.stack([by_hand(rnn, x, k) for k in (0, 1, 3, 4)]).mean(0)
+    assert torch.allclose(sire_loss(rnn, x, groups=HALVES, shuffle=False, n_pairs=9, reduction="none"), wanted)
+
+
+@every_layer
+def test_nothing_to_exchange(kind):
+    rnn = layer(kind)
+    for x, groups in ((torch.randn(3, 1, 2), None), (torch.randn(3, 6, 2), torch.arange(6))):
+        loss = sire_loss(rnn, x, groups=groups)
+        loss.backward()
+        assert loss.item() == 0 and all((p.grad == 0).all() for p in rnn.parameters())
+        assert sire_loss(rnn, x, groups=groups, reduction="none").shape == (3,)
+
+
+@every_layer
+def test_layers_devices_and_dtypes(kind):
+    rnn, x = layer(kind, **({} if kind == "AggregationRNN" else {"num_layers": 2})), torch.randn(3, 6, 2)
+    before = torch.get_rng_state()
+    a, b = (sire_loss(rnn, x, n_pairs=3, generator=generator(5)) for _ in range(2))
+    assert torch.equal(a, b) and torch.equal(before, torch.get_rng_state())
+    assert sire_loss(rnn, x, generator=generator()).requires_grad
+    half = copy.deepcopy(rnn).bfloat16()
+    low = sire_loss(half, x.bfloat16(), generator=generator())
+    assert low.dtype == torch.float32 and low.isfinite()
+
+
+def test_gradient():
+    rnn = AggregationRNN(1, 2, 3).double()
+    x = torch.randn(2, 4, 1, dtype=D, generator=generator()).requires_grad_()
+    f = lambda v: sire_loss(rnn, v, n_pairs=2, generator=generator(1))
+    assert torch.autograd.gradcheck(f, (x,))
+    gru = layer("GRU").double()
+    y = torch.randn(2, 6, 2, dtype=D, generator=generator()).requires_grad_()
+    kept, cut = (torch.autograd.grad(sire_loss(gru, y, shuffle=False, detach_prefix=d, generator=generator(8)), y)[0]
+                 for d in (False, True))
+    assert (kept[:, 0] != 0).any() and (cut[:, 0] == 0).all()
+
+
+def test_bubble_sort_bound():
+    g = generator()
+    A = torch.randn(4, 4, dtype=D, generator=g)
+    W, U = 0.5 * A / torch.linalg.matrix_norm(A, 2), torch.randn(1, 4, dtype=D, generator=g)
+    f = lambda x, s: torch.tanh(s @ W.T + x @ U)
+    x, ends, reached = torch.randn(6, 1, dtype=D, generator=g), [], []
+    for order in itertools.permutations(range(6)):
+        s = torch.zeros(1, 4, dtype=D)
+        for t, i in enumerate(order):
+            if t <= 4:
+                reached.append(s)
+            s = f(x[i : i + 1], s)
+        ends.append(s)
+    reached = torch.cat(reached)
+    epsilon = max(commutator(f, reached, x[i].expand(len(reached), 1), x[j].expand(len(reached), 1)).max().sqrt()
+                  for i, j in itertools.combinations(range(6), 2))
+    factors = sum((7 - j) * 0.5 ** (6 - j) for j in range(2, 7))
+    assert factors == 3.5625 and torch.pdist(torch.cat(ends)).max() <= epsilon * factors
+
+
+# --- orders
+
+
+@given(st.integers(1, 12), st.integers(0, 2**31 - 1), st.data())
+@settings(max_examples=40, deadline=None)
+def test_shuffle_keeps_groups_and_padding(T, seed, data):
+    groups = torch.tensor(sorted(data.draw(st.lists(st.integers(0, 3), min_size=T, max_size=T)), reverse=True))
+    lengths = torch.tensor(data.draw(st.lists(st.integers(1, T), min_size=4, max_size=4)))
+    place = torch.arange(float(T)).expand(4, T)[..., None]
+    out = shuffle_within(place, groups, lengths=lengths, generator=generator(seed))[..., 0].long()
+    assert torch.equal(out.sort(1).values, place[..., 0].long()) and torch.equal(groups[out], groups.expand(4, T))
+    padding = torch.arange(T) >= lengths[:, None]
+    assert torch.equal(out[padding], place[..., 0].long()[padding])
+
+
+@pytest.mark.parametrize("kind", ["transposition", "adjacent", "permutation"])
+@pytest.mark.parametrize("groups", [None, HALVES])
+def test_output_loss_moves_what_it_says(kind, groups):
+    seen = []
+
+    def model(x):
+        seen.append(x)
+        return x[..., 0] ** 2
+
+    x = torch.arange(6.0).expand(400, 6)[..., None]
+    loss = output_invariance_loss(model, x, kind=kind, groups=groups, reduction="none", generator=generator())
+    moved = seen[0][400:, :, 0].long()
+    assert torch.allclose(loss, (moved.float() ** 2 - x[..., 0] ** 2).square().sum(1))
+    changed = moved != torch.arange(6)
+    if kind != "permutation":
+        assert (changed.sum(1) == 2).all()
+        pairs = {tuple(row.nonzero()[:, 0].tolist()) for row in changed}
+        every = itertools.combinations(range(6), 2)
+        allowed = {(i, j) for i, j in every
+                   if (kind != "adjacent" or j == i + 1) and (groups is None or i // 3 == j // 3)}
+        assert pairs == allowed
+    if groups is not None:
+        assert torch.equal(HALVES[moved], HALVES.expand(400, 6))
+
+
+def test_permutation_gap():
+    x = torch.randn(5, 8, 1, generator=generator())
+    first = lambda v: v[:, 0]
+    gap = permutation_gap(first, x, 4000, generator=generator())
+    assert gap.shape == (5,) and torch.allclose(gap, x[..., 0].std(1, correction=0), rtol=0.06)
+    assert permutation_gap(lambda v: v.sum(1), x, generator=generator()).max() < 1e-5
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 1))
+    permutation_gap(net, x)
+    assert net.training
+
+
+def test_half_range_and_neighbors():
+    v = torch.randint(0, 100, (300, 10), generator=generator()).float()
+    assert sire.half_range(torch.tensor([[1.0, 5, 2, 7]])).tolist() == [3.0]
+    halves = torch.arange(10) // 5
+    assert torch.equal(sire.half_range(shuffle_within(v[..., None], halves)[..., 0]), sire.half_range(v))
+    assert (sire.half_range(shuffle_within(v[..., None])[..., 0]) != sire.half_range(v)).any()
+    for T in (1, 2, 7, 8):
+        place = torch.arange(T).expand(200, T)[..., None]
+        moved = sire.exchange_neighbors(place, generator=generator())[..., 0]
+        assert (moved - torch.arange(T)).abs().max() <= 2 and (moved.sort(1).values == torch.arange(T)).all()
+        assert torch.equal(sire.exchange_neighbors(place, 0.0), place)
+
+
+# --- networks
+
+
+def test_explicit_networks():
+    for K in range(1, 13):
+        bits = torch.tensor(list(itertools.product([0.0, 1.0], repeat=K)))[..., None]
+        assert torch.equal(sire.parity_rnn()(bits)[:, 0], bits.sum((1, 2)) % 2)
+    long = torch.randint(0, 2, (2, 2000, 1), generator=generator()).float()
+    assert torch.equal(sire.parity_rnn().bfloat16()(long.bfloat16())[:, 0].float(), long.sum((1, 2)) % 2)
+    x = torch.randn(2000, 9, 1, generator=generator())
+    top = sire.max_rnn().rnn(x[:, 1:], x[None, :, 0])[1][0, :, 0]
+    assert (top - x.amax((1, 2))).abs().max() < 3e-6
+    assert sire_loss(sire.max_rnn().rnn, x.double().float()) < 1e-12
+
+
+@pytest.mark.parametrize("K, deep, n", [(1, False, 1), (2, False, 2), (5, False, 5), (64, False, 64), (2, True, 2),
+                                        (4, True, 4), (64, True, 12), (1024, True, 20)])
+def test_parity_deepsets(K, deep, n):
+    net = sire.parity_deepsets(K, deep=deep)
+    ones = torch.arange(K + 1)
+    x = (torch.arange(K) < ones[:, None]).float()[..., None]
+    assert (net(x)[:, 0] - ones % 2).abs().max() < 1e-3
+    assert sum(m.out_features for m in net.rho if isinstance(m, nn.Linear)) - 1 == n
+
+
+@pytest.mark.parametrize("make", [lambda: DeepSets(3, 8, 2), lambda: DeepSets(3, 8, 2, pool="mean"),
+                                  lambda: DeepSets(3, 8, 2, pool="max"), lambda: SetTransformer(3, 8, 2),
+                                  lambda: SetTransformer(3, 8, 2, num_heads=2, n_inducing=3)])
+def test_invariant_networks(make):
+    torch.manual_seed(0)
+    net, x, lengths = make(), torch.randn(4, 7, 3), torch.tensor([7, 4, 2, 1])
+    assert permutation_gap(net, x).max() < 1e-5
+    alone = torch.cat([net(x[i : i + 1, :n]) for i, n in enumerate(lengths)])
+    assert torch.allclose(net(x, lengths), alone, atol=1e-5)
+
+
+@every_layer
+def test_set_rnn_reads_the_last_real_element(kind):
+    net, x = SetRNN(layer(kind), nn.Linear(5, 1), nn.Linear(3, 2)), torch.randn(4, 7, 3)
+    lengths = torch.tensor([7, 4, 2, 1])
+    alone = torch.cat([net(x[i : i + 1, :n]) for i, n in enumerate(lengths)])
+    assert torch.allclose(net(x, lengths), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_aggregation_is_its_formula(residual):
+    rnn = AggregationRNN(2, 3, 4, residual=residual).double()
+    x, s = torch.randn(2, 5, 2, dtype=D), torch.randn(2, 3, dtype=D)
+    out, last = rnn(x, s[None])
+    for t in range(5):
+        update = rnn.output(torch.relu(rnn.recurrent(s) + rnn.input(x[:, t])))
+        s = s + update if residual else update
+        assert torch.allclose(out[:, t], s)
+    assert torch.equal(last[0], out[:, -1])
+
+
+# --- messages
+
+
+def says(error, message, f, *args, **kwargs):
+    with pytest.raises(error, match=message):
+        f(*args, **kwargs)
+
+
+def test_messages():
+    x, gru = torch.randn(2, 4, 3), nn.GRU(3, 5, batch_first=True)
+    says(ValueError, "rnn must be batch_first", sire_loss, nn.GRU(3, 5), x)
+    says(ValueError, "rnn must be unidirectional", sire_loss, nn.GRU(3, 5, batch_first=True, bidirectional=True), x)
+    says(ValueError, "rnn must have dropout 0", sire_loss, nn.GRU(3, 5, 2, batch_first=True, dropout=0.1), x)
+    says(TypeError, "rnn must be a module", sire_loss, lambda x, s: x, x)
+    says(ValueError, "n_pairs must be >= 1, got 0", sire_loss, gru, x, n_pairs=0)
+    says(ValueError, "reduction must be one of 'mean', 'none', 'sum'", sire_loss, gru, x, reduction="batch")
+    says(ValueError, "groups must be contiguous", sire_loss, gru, x, groups=torch.tensor([0, 1, 0, 1]))
+    says(ValueError, r"groups must have shape \(4,\)", sire_loss, gru, x, groups=torch.tensor([0, 1]))
+    nets = SetRNN(gru, nn.Identity()), DeepSets(3, 4, 1), SetTransformer(3, 4, 1)
+    for bad in (0, 5):
+        wrong = torch.tensor([bad, 2])
+        for f in (lambda lengths: sire_loss(gru, x, lengths=lengths), *(lambda n, m=m: m(x, n) for m in nets)):
+            says(ValueError, rf"lengths must lie in 1\.\.4, got {bad}", f, wrong)
+    says(TypeError, "lengths must be a tensor of integer dtype", sire_loss, gru, x, lengths=torch.tensor([1.0, 2.0]))
+    says(ValueError, "x must have shape", sire_loss, gru, x[0])
+    says(ValueError, "x must not be empty", sire_loss, gru, x[:, :0])
+    says(ValueError, "kind must be one of", output_invariance_loss, lambda x: x, x, kind="swap")
+    says(ValueError, "n_orders must be >= 2", permutation_gap, lambda x: x, x, 1)
+    says(ValueError, "pool must be one of", DeepSets, 1, 2, 1, pool="median")
+    says(ValueError, "embed_dim must be a multiple of num_heads = 4, got 6", SetTransformer, 1, 6, 1)
+    says(ValueError, "n_bits must be a power of two", sire.parity_deepsets, 6, deep=True)
+    says(ValueError, "values must have an even length T", sire.half_range, torch.randn(2, 3))
+    two = torch.zeros(1, 2)
+    says(ValueError, "x2 must have shape", commutator, nn.GRUCell(2, 2), two, two, torch.zeros(2, 2))
+    says(ValueError, r"state\[0\] must have shape", AggregationRNN(3, 4), x, torch.zeros(1, 3, 4))
+
+
+# --- learning
+
+
+def test_a_small_network_learns_to_commute():
+    gap = {}
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        net, g = SetRNN(AggregationRNN(1, 8), nn.Linear(8, 1)), generator(1)
+        optimizer, x = torch.optim.Adam(net.parameters(), lr=1e-2), torch.randn(100, 6, 1, generator=g)
+        y = x.amax(1) - x.amin(1)
+        y = (y - y.mean()) / y.std()
+        for _ in range(300):
+            loss = (net(x) - y).square().mean() + weight * sire_loss(net.rnn, x, generator=g)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert (net(x) - y).square().mean() < 0.5
+        gap[weight] = sire_loss(net.rnn, x, n_pairs=5, generator=generator(2)).item()
+    assert gap[3.0] < gap[0.0] / 2
