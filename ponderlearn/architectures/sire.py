@@ -6,8 +6,9 @@
 __all__ = ['commutator', 'shuffle_within', 'sire_loss', 'output_invariance_loss', 'permutation_gap', 'AggregationRNN', 'SetRNN',
            'DeepSets', 'SetTransformer', 'parity_rnn', 'max_rnn', 'parity_deepsets', 'half_range', 'exchange_neighbors']
 
-# %% ../../nbs/02_architectures/01_sire.ipynb #a256bdf5
+# %% ../../nbs/02_architectures/01_sire.ipynb #58699799
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -104,7 +105,7 @@ def _reduce(values: Tensor, weight: Tensor, reduction: str) -> Tensor:
         return values
     return values.sum() if reduction == "sum" else values.sum() / (weight > 0).sum().clamp(min=1)
 
-# %% ../../nbs/02_architectures/01_sire.ipynb #03ccf1c7
+# %% ../../nbs/02_architectures/01_sire.ipynb #6848a00f
 def sire_loss(
     rnn: nn.Module,  # recurrent layer, batch first: rnn(x, state) -> (output, state)
     x: Tensor,  # (B, T, d): sequences as `rnn` takes them, after any embedding
@@ -119,8 +120,8 @@ def sire_loss(
 ) -> Tensor:
     """The regularizer (sire-loss): mean commutator at random places; a scalar, or (B,) with "none", in float32 at least.
 
-    Zero, with a graph, where there is no pair. `lengths` and `groups` are looked at in each call: keep them on the CPU.
-    ValueError for a layer that is not batch first, bidirectional or has dropout, for bad lengths or groups."""
+    Zero, with a graph, where there is no pair, and a warning if the sequences have one element alone. `lengths` and
+    `groups` are looked at in each call: keep them on the CPU. ValueError for a layer that is not batch first, bidirectional or has dropout, for bad lengths or groups."""
     _check_rnn(rnn)
     size = _sequences(x, lengths, groups)
     n_pairs = check_int(n_pairs, "n_pairs", low=1)
@@ -129,6 +130,8 @@ def sire_loss(
     together = [True] * len(size) if groups is None else (groups[1:] == groups[:-1]).tolist()
     allowed = [k for k in range(longest - 1) if together[k]]
     if not allowed:
+        if x.shape[1] == 1:
+            warnings.warn("x must have at least 2 elements for a pair to exchange, got 1: the regularizer is 0", stacklevel=2)
         return sum(p.sum() for p in rnn.parameters()) * x.new_zeros(len(x) if reduction == "none" else (), dtype=torch.float32)
     chosen = _draw(torch.randperm, len(allowed), generator=generator)[:n_pairs]
     places = sorted(allowed[i] for i in chosen.tolist())
