@@ -67,6 +67,7 @@ def save(
     chapter: str,  # the chapter's name
     peer: str,  # the peer's package and version
     rows: list[dict],  # one measurement each: a "what" and what `interleaved` returned
+    **more,  # what else the file holds, as JSON takes it
 ) -> Path:
     "Write results/bench-<chapter>.json with date, machine and torch; print the table."
     for row in rows:
@@ -81,5 +82,6 @@ def save(
         "machine": machine(),
         "torch": torch.__version__,
         "rows": rows,
+        **more,
     }
     return write_atomic(RESULTS / f"bench-{chapter}.json", json.dumps(found, indent=1) + "\n")

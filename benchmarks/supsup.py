@@ -10,7 +10,6 @@ Run with `make bench`, or: python benchmarks/supsup.py
 """
 
 import itertools
-import json
 import statistics
 import time
 
@@ -19,7 +18,6 @@ import torch.nn.functional as F
 from compare import interleaved, save
 from torch import nn
 
-from ponderlearn.course import write_atomic
 from ponderlearn.multitask.supsup import SupSup, alpha_gradient, entropy_objective, infer_task
 
 SIZES, TASKS = (196, 300, 100, 100), 250
@@ -93,13 +91,11 @@ def decisions(outputs: int, tasks: int, n: int, repeats: int = 15) -> list[dict]
 def main() -> None:
     torch.set_num_threads(1)
     net = network()
-    path = save("supsup", "a loop, the official form", compared(net, 128) + compared(net, 1))
+    rows = compared(net, 128) + compared(net, 1)
     points = [(100, k, n) for k in (10, 40, 250) for n in (1, 16, 128)] + [(n, 40, 16) for n in (10, 30, 500)]
-    found = json.loads(path.read_text(encoding="utf-8"))
-    found["cost"] = [row for point in points for row in decisions(*point)]
-    write_atomic(path, json.dumps(found, indent=1) + "\n")
-    for row in found["cost"]:
-        print(row)
+    cost = [row for point in points for row in decisions(*point)]
+    print(*cost, sep="\n")
+    print(save("supsup", "a loop, the official form", rows, cost=cost))
 
 
 if __name__ == "__main__":

@@ -622,7 +622,7 @@ class Page:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/00_foundations/01_course.ipynb #f6079e88
+# %% ../nbs/00_foundations/01_course.ipynb #516351f5
 def _digits(x) -> str:
     "A number with three significant digits, and all those before the point; a power of ten only below 0.0001."
     if isinstance(x, int) or x == 0:
@@ -636,10 +636,13 @@ def _number(x, unit=""):
     "A number and its unit; text as it is."
     return x if isinstance(x, str) else _digits(x) + (f" {unit}" if unit else "")
 
+def _ends(interval) -> str:
+    "An interval as text; nothing for None."
+    return f"[{_digits(interval[0])}, {_digits(interval[1])}]" if interval else ""
+
 def _measured(row):
     "What was measured, with its interval."
-    span = row.get("interval")
-    return _number(row["here"], row["unit"]) + (f" [{_digits(span[0])}, {_digits(span[1])}]" if span else "")
+    return f"{_number(row['here'], row['unit'])} {_ends(row.get('interval'))}".rstrip()
 
 def html_table(
     header: list[str],  # names of the columns

@@ -10,7 +10,7 @@ import chapter as page
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from ponderlearn.course import CATALOGUE, PARTS, _measured, _number, results
+from ponderlearn.course import CATALOGUE, PARTS, _ends, _number, results
 
 ROUTES = [  # (title, how long, what you can do afterwards, [(chapter, what to do there)])
     (
@@ -304,8 +304,8 @@ class Results(Html):
 
     def row(self, r: dict, doc: str | None, labels: dict) -> str:
         mark, words, _ = VERDICTS[r["holds"]]
-        here, _, span = _measured(r).rpartition(" [") if r.get("interval") else (_measured(r), "", "")
-        span = f' <span class="interval">[{escape(span)}</span>' if span else ""
+        span = _ends(r.get("interval"))
+        span = f' <span class="interval">{span}</span>' if span else ""
         claim = escape(r["claim"])
         if doc:
             claim = f'<a href="{self.link(doc, labels.get(r.get("cell") or "", ""))}">{claim}</a>'
@@ -318,7 +318,7 @@ class Results(Html):
         seeds = "" if r.get("n_seeds") is None else str(r["n_seeds"])
         cells = [
             ("Paper", escape(_number(r["paper"], r["unit"]))),
-            ("Here", escape(here) + span),
+            ("Here", escape(_number(r["here"], r["unit"])) + span),
             ("Seeds", seeds),
             ("Rule", escape(r["rule"])),
             (
