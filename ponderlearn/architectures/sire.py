@@ -44,7 +44,7 @@ def commutator(
     check_tensor(x2, "x2", tuple(x1.shape), kind="float")
     return _squared_distance(step(x2, step(x1, state)), step(x1, step(x2, state)), 0)
 
-# %% ../../nbs/02_architectures/01_sire.ipynb #c2cc7270
+# %% ../../nbs/02_architectures/01_sire.ipynb #8939510a
 def _sequences(x, lengths, groups) -> list[int]:
     "Check sequences with their lengths and groups; the size of the group that each position belongs to."
     check_tensor(x, "x", ("B", "T", "d"), kind="float", nonempty=True)
@@ -78,23 +78,19 @@ def shuffle_within(
 def _orders(x: Tensor, groups: Tensor | None, lengths: Tensor | None, generator) -> Tensor:
     "A random order (B, T) of each sequence's places, inside its groups and its length."
     key = _draw(torch.rand, *x.shape[:2], generator=generator).to(x.device)
+    place = torch.arange(x.shape[1], device=x.device)
     if groups is not None:
         key = key + groups.to(x.device).unique_consecutive(return_inverse=True)[1]
     if lengths is not None:
-        T = x.shape[1]
-        key = torch.where(_real(x, lengths), key, torch.arange(T, 2 * T, device=x.device))
+        key = torch.where(place < lengths.to(x.device)[:, None], key, len(place) + place)
     return key.argsort(1)
-
-def _real(x: Tensor, lengths: Tensor) -> Tensor:
-    "Which places of the sequences hold elements and no padding, bool (B, T)."
-    return torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
     "The elements (B, n, d) of the sequences at the places `order` (B, n)."
     rows = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
     return x.flatten(0, 1).index_select(0, (order + rows).flatten()).view(*order.shape, -1)
 
-# %% ../../nbs/02_architectures/01_sire.ipynb #e30fe529
+# %% ../../nbs/02_architectures/01_sire.ipynb #72ada9bb
 def _check_rnn(rnn) -> None:
     "A recurrent layer that SIRE can use."
     check(isinstance(rnn, nn.Module), "rnn", "be a module", rnn, TypeError)
@@ -103,11 +99,13 @@ def _check_rnn(rnn) -> None:
     noisy = rnn.training and getattr(rnn, "dropout", 0) > 0
     check(not noisy, "rnn", "have dropout 0 in training, as both orders need the same noise", f"dropout={rnn.dropout}" if noisy else "")
 
-def _reduce(values: Tensor, n: int | Tensor, reduction: str) -> Tensor:
-    "`values` (B,) as they are, their sum, or their mean over the `n` rows that count."
-    return values if reduction == "none" else values.sum() / (n if reduction == "mean" else 1)
+def _reduce(values: Tensor, weight: Tensor, reduction: str) -> Tensor:
+    "`values` (B,) as they are, their sum, or their mean over the rows where `weight` is not 0."
+    if reduction == "none":
+        return values
+    return values.sum() if reduction == "sum" else values.sum() / (weight > 0).sum().clamp(min=1)
 
-# %% ../../nbs/02_architectures/01_sire.ipynb #f0205065
+# %% ../../nbs/02_architectures/01_sire.ipynb #6848a00f
 def sire_loss(
     rnn: nn.Module,  # recurrent layer, batch first: rnn(x, state) -> (output, state)
     x: Tensor,  # (B, T, d): sequences as `rnn` takes them, after any embedding
@@ -123,8 +121,7 @@ def sire_loss(
     """The regularizer (sire-loss): mean commutator at random places; a scalar, or (B,) with "none", in float32 at least.
 
     Zero, with a graph, where there is no pair, and a warning if the sequences have one element alone. `lengths` and
-    `groups` are looked at in each call: keep them on the CPU. ValueError for a layer that is not batch first, is
-    bidirectional or has dropout, for bad lengths or groups."""
+    `groups` are looked at in each call: keep them on the CPU. ValueError for a layer that is not batch first, bidirectional or has dropout, for bad lengths or groups."""
     _check_rnn(rnn)
     size = _sequences(x, lengths, groups)
     n_pairs = check_int(n_pairs, "n_pairs", low=1)
@@ -142,11 +139,12 @@ def sire_loss(
         x = _take(x, _orders(x, groups, lengths, generator)[:, : places[-1] + 2])
     gaps = _gaps(rnn, x, places, detach_prefix)  # (n_pairs, B)
     if lengths is None:
-        return _reduce(gaps.sum(0) / len(places), len(x), reduction)
+        gaps = gaps.sum(0) / len(places)
+        return gaps if reduction == "none" else gaps.sum() / (len(gaps) if reduction == "mean" else 1)
     last = torch.tensor(places, device=x.device)[:, None] + 2
     real = (last <= lengths.to(x.device)).to(gaps.dtype)
     weight = real.sum(0)
-    return _reduce((gaps * real).sum(0) / weight.clamp(min=1), (weight > 0).sum().clamp(min=1), reduction)
+    return _reduce((gaps * real).sum(0) / weight.clamp(min=1), weight, reduction)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #bd07eb68
 def _gaps(rnn: nn.Module, x: Tensor, places: list[int], detach_prefix: bool) -> Tensor:
@@ -176,7 +174,7 @@ def _map(f: Callable, *states):
         return tuple(f(*parts) for parts in zip(*states, strict=True))
     return f(*states)
 
-# %% ../../nbs/02_architectures/01_sire.ipynb #a27271f8
+# %% ../../nbs/02_architectures/01_sire.ipynb #a4888d1b
 def _exchanged(x: Tensor, size: list[int], kind: str, generator) -> Tensor:
     "The sequences with two elements of one group exchanged; `size`: size of each position's group."
     T, size = len(size), torch.tensor(size)
@@ -194,7 +192,7 @@ def _exchanged(x: Tensor, size: list[int], kind: str, generator) -> Tensor:
     j = i + 1 if kind == "adjacent" else start[i] + (offset[i] + shift) % size[i]
     order, rows = torch.arange(T).repeat(len(x), 1), torch.arange(len(x))
     order[rows, i], order[rows, j] = j, i
-    return _take(x, order.to(x.device))
+    return x.gather(1, order.to(x.device)[..., None].expand_as(x))
 
 def output_invariance_loss(
     model: Callable,  # model(x) -> (B, ...), any network for sequences
@@ -215,7 +213,7 @@ def output_invariance_loss(
                 else _exchanged(x, size, kind, generator))
     both = model(torch.cat([x, permuted]))
     gaps = _squared_distance(*both.split(len(x)), 0)
-    return _reduce(gaps, len(gaps), reduction)
+    return _reduce(gaps, torch.ones_like(gaps), reduction)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #c1bcee7b
 @torch.no_grad()
@@ -304,7 +302,7 @@ class SetRNN(nn.Module):
         last = out[:, -1] if lengths is None else out[torch.arange(len(x), device=x.device), lengths.to(x.device) - 1]
         return self.readout(last)
 
-# %% ../../nbs/02_architectures/01_sire.ipynb #847cbf97
+# %% ../../nbs/02_architectures/01_sire.ipynb #f8bb7d34
 def _two_layers(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
 
@@ -334,7 +332,8 @@ class DeepSets(nn.Module):
         z, n = self.phi(x), x.shape[1]
         if lengths is not None:
             n = lengths.to(x.device)[:, None]
-            z = torch.where(_real(x, lengths)[..., None], z, -math.inf if self.pool == "max" else 0)
+            used = (torch.arange(x.shape[1], device=x.device) < n)[..., None]
+            z = torch.where(used, z, -math.inf if self.pool == "max" else 0)
         return self.rho(z.amax(1) if self.pool == "max" else z.sum(1) / (n if self.pool == "mean" else 1))
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #7af0da1d
@@ -365,7 +364,7 @@ class _Block(nn.Module):
             return self.second(z, z, padding)
         return self.second(z, self.first(self.points.expand(len(z), -1, -1), z, padding), None)
 
-# %% ../../nbs/02_architectures/01_sire.ipynb #e493f02b
+# %% ../../nbs/02_architectures/01_sire.ipynb #26ef82dd
 class SetTransformer(nn.Module):
     "Two blocks of self-attention, pooling by attention and a linear readout; invariant by construction."
 
@@ -394,7 +393,7 @@ class SetTransformer(nn.Module):
     ) -> Tensor:
         "The answer (B, output_size). ValueError for lengths outside 1..T."
         _sequences(x, lengths, None)
-        padding = None if lengths is None else ~_real(x, lengths)
+        padding = None if lengths is None else torch.arange(x.shape[1], device=x.device) >= lengths.to(x.device)[:, None]
         z = self.embed(x)
         for block in self.blocks:
             z = block(z, padding)
