@@ -386,6 +386,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                     'ponderlearn.course._anchor': ('nbs/00_foundations/course.html#_anchor', 'ponderlearn/course.py'),
                                     'ponderlearn.course._counted': ('nbs/00_foundations/course.html#_counted', 'ponderlearn/course.py'),
                                     'ponderlearn.course._digits': ('nbs/00_foundations/course.html#_digits', 'ponderlearn/course.py'),
+                                    'ponderlearn.course._ends': ('nbs/00_foundations/course.html#_ends', 'ponderlearn/course.py'),
                                     'ponderlearn.course._facts': ('nbs/00_foundations/course.html#_facts', 'ponderlearn/course.py'),
                                     'ponderlearn.course._github': ('nbs/00_foundations/course.html#_github', 'ponderlearn/course.py'),
                                     'ponderlearn.course._hebrew': ('nbs/00_foundations/course.html#_hebrew', 'ponderlearn/course.py'),
