@@ -90,13 +90,13 @@ _foundations = (
     Chapter("before_you_start", 0, 0, "Before you start", "What to know and what to install before the first chapter."),
     Chapter("course", 0, 1, "How the course keeps its promises",
         "One table of chapters, one scale, one record of what was measured."),
-    Chapter("check", 0, 2, "Checking arguments",
+    Chapter("check", 0, 5, "Checking arguments",
             "One sentence per mistake: which argument, what was wanted, what came."),
-    Chapter("data", 0, 3, "Data", "Small real data sets, one fixed split, bad files refused by name."),
-    Chapter("training", 0, 4, "Training and sweeps", "One loop that can be killed and resumed, and sweeps over it."),
-    Chapter("metrics", 0, 5, "Metrics", "Intervals, probes and calibration: numbers that say how sure they are."),
-    Chapter("viz", 0, 6, "Pictures", "One look for all plots, and sliders that move without a kernel."),
-    Chapter("cli", 0, 7, "The command line", "List, run, open and check the course from a terminal."),
+    Chapter("data", 0, 7, "Data", "Small real data sets, one fixed split, bad files refused by name."),
+    Chapter("training", 0, 8, "Training and sweeps", "One loop that can be killed and resumed, and sweeps over it."),
+    Chapter("metrics", 0, 9, "Metrics", "Intervals, probes and calibration: numbers that say how sure they are."),
+    Chapter("viz", 0, 10, "Pictures", "One look for all plots, and sliders that move without a kernel."),
+    Chapter("cli", 0, 11, "The command line", "List, run, open and check the course from a terminal."),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #e958206c

@@ -139,7 +139,7 @@ def test_imports(path):
     for cell in code(read(path)):
         # the command line takes nbdev for --commit, inside the function and in a checkout alone
         assert not re.search(r"(?m)^(from|import)\s+nbdev\b|^\s*from\s+\S+\s+import\s+\*|show_doc", cell["source"])
-        assert path.name == "07_cli.ipynb" or not re.search(r"(?m)^\s*(from|import)\s+nbdev\b", cell["source"])
+        assert path.name == "11_cli.ipynb" or not re.search(r"(?m)^\s*(from|import)\s+nbdev\b", cell["source"])
 
 
 @every

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.browser
 TOP = Path(__file__).resolve().parents[2]
 AXE = TOP / "docs" / "node_modules" / "axe-core" / "axe.min.js"
 CHAPTER = "nbs/01_adaptive/01_act.html"
-SLIDERS = ["nbs/00_foundations/06_viz.html", CHAPTER, "nbs/01_adaptive/02_pondernet.html"]
+SLIDERS = ["nbs/00_foundations/10_viz.html", CHAPTER, "nbs/01_adaptive/02_pondernet.html"]
 
 
 class Links(HTMLParser):
@@ -126,7 +126,7 @@ def test_search_finds_halting(open_page, address, built, scheme):
 
 
 def test_from_files(open_page, built):
-    for name in ["index.html", "nbs/00_foundations/05_metrics.html", "docs/results.html"]:
+    for name in ["index.html", "nbs/00_foundations/09_metrics.html", "docs/results.html"]:
         page = open_page((built / name).as_uri())
         page.evaluate("() => window.MathJax?.startup?.promise")
         assert not page.wrong, (name, page.wrong)
