@@ -1,4 +1,5 @@
 """Packaging: everything that names the package is read from settings.ini, as nbdev does."""
+
 import atexit
 import re
 import shutil
@@ -19,13 +20,19 @@ course = words["course_requirements"]
 lab = course + words["lab_requirements"]
 dev = lab + words["dev_requirements"]
 
-address = cfg["git_url"] or (f"https://github.com/{cfg['user']}/{cfg['repo']}" if cfg["user"] else "")
+address = cfg["git_url"] or (
+    f"https://github.com/{cfg['user']}/{cfg['repo']}" if cfg["user"] else ""
+)
 site = f"{cfg['doc_host']}{cfg['doc_baseurl']}" if cfg["doc_host"] else ""
 
 
 def readme() -> str:
     "README.md; where the project has an address, its relative links are made whole for the package index."
-    text = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else cfg["description"]
+    text = (
+        (ROOT / "README.md").read_text(encoding="utf-8")
+        if (ROOT / "README.md").exists()
+        else cfg["description"]
+    )
     if not address:
         return text
     return re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", rf"]({address}/blob/{cfg['branch']}/\1)", text)
@@ -41,7 +48,9 @@ class BuildWithCourse(build_py):
         found = [ROOT / "index.ipynb", ROOT / "settings.ini"]
         found += [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
         keep = [path.relative_to(ROOT) for path in found if path.exists()]
-        keep = [path for path in keep if not any(part.startswith((".", "_")) for part in path.parts)]
+        keep = [
+            path for path in keep if not any(part.startswith((".", "_")) for part in path.parts)
+        ]
         goal = Path(self.build_lib) / cfg["lib_path"] / "_course"
         return {str(goal / path): str(path) for path in sorted(keep)}
 

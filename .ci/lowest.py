@@ -1,4 +1,5 @@
 """Prints, as pip constraints, the lowest versions that settings.ini allows: `torch>=2.6` becomes `torch==2.6.*`."""
+
 import re
 from configparser import ConfigParser
 from pathlib import Path

@@ -53,7 +53,9 @@ def measure(what: str, steps: torch.Tensor, train: bool, repeats: int) -> dict:
     x = torch.randn(*steps.shape, SIZE)
     mine, theirs = prescribed(x, steps, -0.5), prescribed(x, steps, 0.5)
     taken = [peer._layer_cells[0](theirs[:, t])[2][:, 0] for t in range(steps.shape[1])]
-    assert torch.equal(ours(mine).final.steps, steps) and torch.equal(torch.stack(taken, 1), steps.float())
+    assert torch.equal(ours(mine).final.steps, steps) and torch.equal(
+        torch.stack(taken, 1), steps.float()
+    )
 
     def run_ours():
         output, final = ours(mine)
@@ -76,7 +78,9 @@ def main() -> None:
     for n in (2, 6, 19):
         what, steps = f"training, batch 128, 1 input, {n} updates each", torch.full((128, 1), n)
         rows.append(measure(what, steps, True, 1201 // n))
-    rows.append(measure("training, batch 32, 10 inputs, 4 updates each", torch.full((32, 10), 4), True, 101))
+    rows.append(
+        measure("training, batch 32, 10 inputs, 4 updates each", torch.full((32, 10), 4), True, 101)
+    )
     g = torch.Generator().manual_seed(0)
     for batch, p in ((256, 0.4), (256, 0.2), (1024, 0.3)):
         steps = (torch.empty(batch, 1).geometric_(p, generator=g)).clamp(max=30).long()

@@ -48,7 +48,9 @@ def training(repeats: int = 301) -> dict:
 
     def run_ours():
         out = ours(x)
-        losses = F.binary_cross_entropy_with_logits(out.outputs.squeeze(-1), y.expand(N, -1), reduction="none")
+        losses = F.binary_cross_entropy_with_logits(
+            out.outputs.squeeze(-1), y.expand(N, -1), reduction="none"
+        )
         ours_optimizer.zero_grad()
         ponder_loss(losses, out.logits, 0.2, 0.01, log_p=out.log_p).loss.backward()
         ours_optimizer.step()
@@ -60,7 +62,11 @@ def training(repeats: int = 301) -> dict:
         theirs_optimizer.step()
 
     what = f"training step, batch {BATCH}, hidden {HIDDEN}, N = {N}"
-    return {"what": what, "beside": "labml-nn", **interleaved(run_ours, run_theirs, repeats=repeats)}
+    return {
+        "what": what,
+        "beside": "labml-nn",
+        **interleaved(run_ours, run_theirs, repeats=repeats),
+    }
 
 
 def early_exit(batch: int, hidden: int, repeats: int) -> dict:
@@ -72,7 +78,9 @@ def early_exit(batch: int, hidden: int, repeats: int) -> dict:
     with torch.inference_mode():
         logits = net(x).logits
         shift = torch.linspace(-4, 4, 81)
-        means = torch.stack([halting_steps(logits + s, rule="threshold").float().mean() for s in shift])
+        means = torch.stack(
+            [halting_steps(logits + s, rule="threshold").float().mean() for s in shift]
+        )
         net.step.heads.linear.bias[-1] += shift[(means - 3).abs().argmin()]
 
     @torch.inference_mode()
@@ -94,8 +102,15 @@ def early_exit(batch: int, hidden: int, repeats: int) -> dict:
 def main() -> None:
     torch.set_num_threads(1)
     rows = [training()]
-    for batch, hidden, repeats in ((4096, 64, 31), (4096, 256, 11), (512, 256, 41), (128, 64, 201), (32, 64, 301),
-                                   (8, 64, 301), (1, 64, 301)):
+    for batch, hidden, repeats in (
+        (4096, 64, 31),
+        (4096, 256, 11),
+        (512, 256, 41),
+        (128, 64, 201),
+        (32, 64, 301),
+        (8, 64, 301),
+        (1, 64, 301),
+    ):
         rows.append(early_exit(batch, hidden, repeats))
     print(save("pondernet", f"labml-nn {importlib.metadata.version('labml-nn')}", rows))
 

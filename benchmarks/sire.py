@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from compare import interleaved, save
 from torch import nn
 
-from ponderlearn.architectures.sire import AggregationRNN, DeepSets, SetRNN, SetTransformer, sire_loss
+from ponderlearn.architectures.sire import (
+    AggregationRNN,
+    DeepSets,
+    SetRNN,
+    SetTransformer,
+    sire_loss,
+)
 
 B, T, D, H = 200, 64, 8, 32
 LAYERS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "AggregationRNN": AggregationRNN}
@@ -25,7 +31,9 @@ LAYERS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "AggregationRNN": Aggre
 def problem(kind: str, b: int = B, t: int = T) -> tuple[SetRNN, torch.Tensor, torch.Tensor]:
     "A network, b sequences of t elements, and targets."
     torch.manual_seed(0)
-    layer = AggregationRNN(D, H) if kind == "AggregationRNN" else LAYERS[kind](D, H, batch_first=True)
+    layer = (
+        AggregationRNN(D, H) if kind == "AggregationRNN" else LAYERS[kind](D, H, batch_first=True)
+    )
     return SetRNN(layer, nn.Linear(H, 1)), torch.randn(b, t, D), torch.randn(b, 1)
 
 
@@ -49,8 +57,11 @@ def cost(kind: str, repeats: int, b: int = B, t: int = T, detach_prefix: bool = 
     penalty = lambda: sire_loss(net.rnn, x, detach_prefix=detach_prefix, generator=generator)
     regularized = step_of(net, lambda: F.mse_loss(net(x), y) + 0.1 * penalty())
     end = ", detached prefix" if detach_prefix else ""
-    return {"what": f"training step, {kind}, {b} sequences of {t}, one pair{end}", "beside": "the plain step",
-            **interleaved(regularized, plain, repeats=repeats, warmup=60)}
+    return {
+        "what": f"training step, {kind}, {b} sequences of {t}, one pair{end}",
+        "beside": "the plain step",
+        **interleaved(regularized, plain, repeats=repeats, warmup=60),
+    }
 
 
 def written_out(repeats: int) -> dict:
@@ -83,13 +94,20 @@ def written_out(repeats: int) -> dict:
         return gap.detach()
 
     assert torch.allclose(loop(), fused(), rtol=1e-4)
-    return {"what": "SIRE alone, GRU, prefix of 32: one call for both orders", "beside": "a loop over cells",
-            **interleaved(fused, loop, repeats=repeats)}
+    return {
+        "what": "SIRE alone, GRU, prefix of 32: one call for both orders",
+        "beside": "a loop over cells",
+        **interleaved(fused, loop, repeats=repeats),
+    }
 
 
 def networks(repeats: int) -> list[dict]:
     "DeepSets, the Set Transformer and an LSTM beside torch-geometric's, forward and backward."
-    from torch_geometric.nn.aggr import DeepSetsAggregation, LSTMAggregation, SetTransformerAggregation
+    from torch_geometric.nn.aggr import (
+        DeepSetsAggregation,
+        LSTMAggregation,
+        SetTransformerAggregation,
+    )
 
     torch.manual_seed(0)
     x, index = torch.randn(B, T, H), torch.arange(B).repeat_interleave(T)
@@ -102,16 +120,26 @@ def networks(repeats: int) -> list[dict]:
     their_lstm = LSTMAggregation(H, H)
     their_lstm.lstm.load_state_dict(lstm.rnn.state_dict())
     attention = SetTransformer(H, H, H)
-    their_attention = SetTransformerAggregation(H, num_encoder_blocks=2, num_decoder_blocks=0, heads=4, layer_norm=True)
+    their_attention = SetTransformerAggregation(
+        H, num_encoder_blocks=2, num_decoder_blocks=0, heads=4, layer_norm=True
+    )
     with torch.no_grad():
         assert torch.allclose(sets(x), their_sets(flat, index), atol=1e-3)
         assert torch.allclose(lstm(x), their_lstm(flat, index), atol=1e-4)
     rows = []
-    for name, ours, theirs in (("DeepSets", sets, their_sets), ("LSTM", lstm, their_lstm),
-                               ("Set Transformer", attention, their_attention)):
-        measured = interleaved(lambda m=ours: m(x).sum().backward(), lambda m=theirs: m(flat, index).sum().backward(),
-                               repeats=repeats)
-        rows.append({"what": f"{name}, forward and backward", "beside": "torch-geometric", **measured})
+    for name, ours, theirs in (
+        ("DeepSets", sets, their_sets),
+        ("LSTM", lstm, their_lstm),
+        ("Set Transformer", attention, their_attention),
+    ):
+        measured = interleaved(
+            lambda m=ours: m(x).sum().backward(),
+            lambda m=theirs: m(flat, index).sum().backward(),
+            repeats=repeats,
+        )
+        rows.append(
+            {"what": f"{name}, forward and backward", "beside": "torch-geometric", **measured}
+        )
     return rows
 
 

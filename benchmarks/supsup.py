@@ -27,10 +27,14 @@ WAYS = {"One-Shot": "one_shot", "Binary": "binary", "every mask": "exhaustive"}
 def network(outputs: int = SIZES[-1], tasks: int = TASKS) -> SupSup:
     "A network with random masks: what they are does not matter for the time."
     sizes = (*SIZES[:-1], outputs)
-    layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b, bias=False), nn.ReLU())][:-1]
+    layers = [
+        m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b, bias=False), nn.ReLU())
+    ][:-1]
     net, generator = SupSup(nn.Sequential(*layers)), torch.Generator().manual_seed(0)
     for _ in range(tasks):
-        net.store.append(net.store.split(torch.rand(net.store.n_weights, generator=generator) < 0.5))
+        net.store.append(
+            net.store.split(torch.rand(net.store.n_weights, generator=generator) < 0.5)
+        )
     return net
 
 
@@ -63,21 +67,40 @@ def compared(net: SupSup, n: int) -> list[dict]:
     "Both comparisons on a batch of `n` images, after the answers have been found equal."
     fixed, masks = [net.base.get_parameter(name) for name in net.store.shapes], dense_masks(net)
     networks = [[w * m[i] for w, m in zip(fixed, masks, strict=True)] for i in range(TASKS)]
-    x, images = torch.randn(n, SIZES[0], generator=torch.Generator().manual_seed(1)), f"{n} image" + "s" * (n > 1)
+    x, images = (
+        torch.randn(n, SIZES[0], generator=torch.Generator().manual_seed(1)),
+        f"{n} image" + "s" * (n > 1),
+    )
     close = {"atol": 1e-4, "rtol": 1e-3}
     torch.testing.assert_close(alpha_gradient(net, x), official(fixed, masks, x), **close)
-    torch.testing.assert_close(infer_task(net, x, method="exhaustive").gradient, loop(networks, x), **close)
+    torch.testing.assert_close(
+        infer_task(net, x, method="exhaustive").gradient, loop(networks, x), **close
+    )
     return [
-        {"what": f"One-Shot against a loop over {TASKS} masks, {images}",
-         **interleaved(lambda: infer_task(net, x), lambda: loop(networks, x), repeats=61, warmup=2)},
-        {"what": f"gradient of {TASKS} coefficients against the official form, {images}",
-         **interleaved(lambda: alpha_gradient(net, x), lambda: official(fixed, masks, x), repeats=15, warmup=2)},
+        {
+            "what": f"One-Shot against a loop over {TASKS} masks, {images}",
+            **interleaved(
+                lambda: infer_task(net, x), lambda: loop(networks, x), repeats=61, warmup=2
+            ),
+        },
+        {
+            "what": f"gradient of {TASKS} coefficients against the official form, {images}",
+            **interleaved(
+                lambda: alpha_gradient(net, x),
+                lambda: official(fixed, masks, x),
+                repeats=15,
+                warmup=2,
+            ),
+        },
     ]
 
 
 def decisions(outputs: int, tasks: int, n: int, repeats: int = 15) -> list[dict]:
     "Median milliseconds of one decision in each way, the three by turns."
-    net, x = network(outputs, tasks), torch.randn(n, SIZES[0], generator=torch.Generator().manual_seed(1))
+    net, x = (
+        network(outputs, tasks),
+        torch.randn(n, SIZES[0], generator=torch.Generator().manual_seed(1)),
+    )
     seconds = {way: [] for way in WAYS}
     for _ in range(repeats):
         for way, method in WAYS.items():
@@ -85,14 +108,19 @@ def decisions(outputs: int, tasks: int, n: int, repeats: int = 15) -> list[dict]
             infer_task(net, x, method=method)
             seconds[way].append(time.perf_counter() - start)
     known = {"masks": tasks, "images": n, "outputs": outputs}
-    return [{"way": way, **known, "ms": round(1e3 * statistics.median(s[1:]), 3)} for way, s in seconds.items()]
+    return [
+        {"way": way, **known, "ms": round(1e3 * statistics.median(s[1:]), 3)}
+        for way, s in seconds.items()
+    ]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     net = network()
     rows = compared(net, 128) + compared(net, 1)
-    points = [(100, k, n) for k in (10, 40, 250) for n in (1, 16, 128)] + [(n, 40, 16) for n in (10, 30, 500)]
+    points = [(100, k, n) for k in (10, 40, 250) for n in (1, 16, 128)] + [
+        (n, 40, 16) for n in (10, 30, 500)
+    ]
     cost = [row for point in points for row in decisions(*point)]
     print(*cost, sep="\n")
     print(save("supsup", "a loop, the official form", rows, cost=cost))

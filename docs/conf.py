@@ -28,7 +28,13 @@ extensions = [
     "api",
 ]
 include_patterns = ["index.ipynb", "nbs/**/*.ipynb", "docs/*.md", "docs/api/*.md"]
-exclude_patterns = ["docs/front.md", "docs/_build", "docs/node_modules", "**/.ipynb_checkpoints", "**/_*"]
+exclude_patterns = [
+    "docs/front.md",
+    "docs/_build",
+    "docs/node_modules",
+    "**/.ipynb_checkpoints",
+    "**/_*",
+]
 root_doc = "index"
 templates_path = ["_templates"]
 
@@ -83,7 +89,12 @@ html_baseurl = f"{site_host}{site_base}/" if site_host else ""
 html_context = {"default_mode": "auto"}
 html_additional_pages = {"404": "404.html"}
 html_theme_options = {
-    "logo": {"text": project, "image_light": "_static/mark.svg", "image_dark": "_static/mark.svg", "alt_text": ""},
+    "logo": {
+        "text": project,
+        "image_light": "_static/mark.svg",
+        "image_dark": "_static/mark.svg",
+        "alt_text": "",
+    },
     "use_download_button": False,
     "use_fullscreen_button": False,
     "home_page_in_toc": True,
@@ -108,12 +119,16 @@ mathjax3_config = {
     "tex": {"tags": "none"},
 }
 copybutton_exclude = ".linenos, .gp, .go"
-copybutton_selector = "div.cell_input div.highlight pre, div.highlight-bash pre, div.highlight-python pre"
+copybutton_selector = (
+    "div.cell_input div.highlight pre, div.highlight-bash pre, div.highlight-python pre"
+)
 
 
 def setup(app):
     code = sorted((HERE / "_ext").glob("*.py"))
-    app.add_config_value("site_code", "".join(sha256(f.read_bytes()).hexdigest()[:8] for f in code), "env")
+    app.add_config_value(
+        "site_code", "".join(sha256(f.read_bytes()).hexdigest()[:8] for f in code), "env"
+    )
     for name in ("site_user", "site_repo", "site_branch", "site_host", "site_base"):
         app.add_config_value(name, "", "html")
     app.connect("builder-inited", keep_outputs_apart, priority=600)
@@ -121,4 +136,6 @@ def setup(app):
 
 def keep_outputs_apart(app):
     "MyST-NB writes the notebooks' images beside its cache; keep them out of the site's folder and of docs/."
-    app.env.mystnb_config = app.env.mystnb_config.copy(output_folder=str(Path(app.doctreedir).parent / "outputs"))
+    app.env.mystnb_config = app.env.mystnb_config.copy(
+        output_folder=str(Path(app.doctreedir).parent / "outputs")
+    )

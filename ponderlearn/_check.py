@@ -19,7 +19,9 @@ def describe(x) -> str:
     "What `x` is, in a few words, for the end of an error message."
     if isinstance(x, Tensor):
         dtype = str(x.dtype).removeprefix("torch.")
-        return f"{'an' if dtype.startswith('int') else 'a'} {dtype} tensor of shape {tuple(x.shape)}"
+        return (
+            f"{'an' if dtype.startswith('int') else 'a'} {dtype} tensor of shape {tuple(x.shape)}"
+        )
     if isinstance(x, str) and len(x) > 80:
         return repr(x[:77] + "...")
     if x is None or isinstance(x, (bool, int, float, str)):
@@ -39,7 +41,9 @@ def check(
 ) -> None:
     "Raise `error` with the message '{argument} must {wanted}, got {got}' unless `ok`."
     if not ok:
-        raise error(f"{argument} must {wanted}, got {got if isinstance(got, str) else describe(got)}")
+        raise error(
+            f"{argument} must {wanted}, got {got if isinstance(got, str) else describe(got)}"
+        )
 
 # %% ../nbs/00_foundations/05_check.ipynb #dc88f690
 def check_int(
@@ -81,7 +85,10 @@ def check_number(
         number = None
     check(number is not None, argument, "be a number", describe(x), TypeError)
     x = number
-    left, right = "(" if open_low or low == -math.inf else "[", ")" if open_high or high == math.inf else "]"
+    left, right = (
+        "(" if open_low or low == -math.inf else "[",
+        ")" if open_high or high == math.inf else "]",
+    )
     inside = (x > low if open_low else x >= low) and (x < high if open_high else x <= high)
     check(inside, argument, f"lie in {left}{low:g}, {high:g}{right}", x)
     return x
@@ -106,18 +113,28 @@ def check_tensor(
     *,
     kind: str = "any",  # "float", "integer", "bool" or "any" dtype
     nonempty: bool = False,  # refuse a tensor with an axis of size 0
-    sizes: dict[str, int] | None = None,  # sizes of names known from other arguments; found ones are added
+    sizes: dict[str, int]
+    | None = None,  # sizes of names known from other arguments; found ones are added
 ) -> Tensor:
     "`x` if it is a tensor of this kind and shape; TypeError for type or dtype, ValueError for the shape."
     check(isinstance(x, Tensor), argument, "be a tensor", describe(x), TypeError)
-    kinds = {"any": True, "float": x.is_floating_point(), "bool": x.dtype == torch.bool,
-             "integer": not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)}
+    kinds = {
+        "any": True,
+        "float": x.is_floating_point(),
+        "bool": x.dtype == torch.bool,
+        "integer": not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool),
+    }
     check(kinds[kind], argument, f"be a tensor of {kind} dtype", x, TypeError)
     if shape is not None:
         sizes = {} if sizes is None else sizes
-        wanted = "(" + ", ".join("..." if s is ... else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
+        wanted = (
+            "("
+            + ", ".join("..." if s is ... else str(s) for s in shape)
+            + ("," if len(shape) == 1 else "")
+            + ")"
+        )
         free = bool(shape) and shape[0] is ...
-        names, ends = (shape[1:], x.shape[x.ndim - len(shape) + 1:]) if free else (shape, x.shape)
+        names, ends = (shape[1:], x.shape[x.ndim - len(shape) + 1 :]) if free else (shape, x.shape)
         check(len(names) == len(ends) and x.ndim >= len(names), argument, f"have shape {wanted}", x)
         for name, size in zip(names, ends, strict=True):
             known = name if isinstance(name, int) else sizes.setdefault(name, size)

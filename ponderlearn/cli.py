@@ -34,13 +34,19 @@ from . import course
 from .course import CATALOGUE, PARTS, SCALES, course_root, in_checkout, write_atomic
 
 # %% ../nbs/00_foundations/11_cli.ipynb #60779c68
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="32 deep-learning papers as notebooks that you read, run, question and import from.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="32 deep-learning papers as notebooks that you read, run, question and import from.",
+)
+
 
 def _console(**options):
     "Where the commands print: as wide as the terminal, 110 columns in a file."
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 110
     return Console(width=wide, markup=False, highlight=False, soft_wrap=False, **options)
+
 
 def _table(header, rows):
     "A table for the terminal that wraps long cells."
@@ -60,14 +66,19 @@ def list_chapters() -> None:
         for c in (c for c in CATALOGUE if c.part == part):
             read = f"{c.minutes} min" if c.notebook else "not written yet"
             run = ", ".join(f"{s} {t:.0f} s" for s, t in c.seconds.items() if t is not None)
-            rows.append([f"   {c.name}", c.title if c.part == 0 else f"{c.title} ({c.year})", read, run])
+            rows.append(
+                [f"   {c.name}", c.title if c.part == 0 else f"{c.title} ({c.year})", read, run]
+            )
         console.print(_table(["   name", "title", "to read", "to run"], rows))
 
 # %% ../nbs/00_foundations/11_cli.ipynb #f5f04e55
 def _fail(message, status=1):
     "Print an error as one sentence and leave."
-    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(f"error: {message}", style="red")
+    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
+        f"error: {message}", style="red"
+    )
     raise typer.Exit(status)
+
 
 def _need(module, extra="lab"):
     "The imported module, or an error that names the extra."
@@ -77,6 +88,7 @@ def _need(module, extra="lab"):
         from ponderlearn._check import need  # imports PyTorch: only when something is missing
 
         return need(module, extra)
+
 
 def _find(name):
     "The chapter with this name, or an error with the nearest."
@@ -103,16 +115,29 @@ def _client(nb, folder):
 
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
-                    "--IPKernelApp.log_level=40"]
+            argv = [
+                sys.executable,
+                "-m",
+                "ipykernel_launcher",
+                "-f",
+                "{connection_file}",
+                "--IPKernelApp.log_level=40",
+            ]
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
-    return nbclient.NotebookClient(nb, km=AsyncKernelManager(kernel_spec_manager=ThisPython()), timeout=None,
-                                   resources={"metadata": {"path": str(folder)}}, store_widget_state=True, coalesce_streams=True)
+    return nbclient.NotebookClient(
+        nb,
+        km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
+        timeout=None,
+        resources={"metadata": {"path": str(folder)}},
+        store_widget_state=True,
+        coalesce_streams=True,
+    )
 
 # %% ../nbs/00_foundations/11_cli.ipynb #1081e06a
 class Execution(NamedTuple):
     "What `execute` leaves."
+
     notebook: dict  # the executed notebook; partly executed if there was an error
     run: dict  # scale, device, torch, python, seconds, date, sha256
     claims: list[dict]  # what the notebook recorded, see `ponderlearn.course.record`
@@ -123,11 +148,19 @@ class Execution(NamedTuple):
 def _run_cells(client, finish):
     "Execute the cells with a bar; `finish(seconds)` is called once before the card is drawn again."
     tqdm = _need("tqdm", "course").tqdm
-    runs = lambda c: c.cell_type == "code" and c.source.strip() and not re.search(r"(?m)^#\|\s*eval:\s*false", c.source)
+    runs = lambda c: (
+        c.cell_type == "code"
+        and c.source.strip()
+        and not re.search(r"(?m)^#\|\s*eval:\s*false", c.source)
+    )
     begin, cells = time.perf_counter(), list(enumerate(client.nb.cells))
-    with tqdm(total=sum(map(bool, map(runs, client.nb.cells))), unit="cell", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=sum(map(bool, map(runs, client.nb.cells))), unit="cell", dynamic_ncols=True
+    ) as bar:
         for i, cell in cells:
-            heading = re.search(r"(?m)^#+ (.+)$", cell.source) if cell.cell_type == "markdown" else None
+            heading = (
+                re.search(r"(?m)^#+ (.+)$", cell.source) if cell.cell_type == "markdown" else None
+            )
             if heading:
                 bar.set_description(heading[1][:30])
             if runs(cell):
@@ -154,15 +187,27 @@ def execute(
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         cell.outputs, cell.execution_count = [], None
     nb.metadata.pop("widgets", None)
-    record, client, run = folder / "record", _client(nb, folder), {"scale": scale, "sha256": code_sha256(nb)}
+    record, client, run = (
+        folder / "record",
+        _client(nb, folder),
+        {"scale": scale, "sha256": code_sha256(nb)},
+    )
     shutil.rmtree(record, ignore_errors=True)
 
     def finish(seconds):
-        run.update(_facts(client), seconds=round(seconds, 1), date=datetime.date.today().isoformat())
-        write_atomic(record / f"{name}.json",
-                     json.dumps({"chapter": name, "runs": [run], "claims": _claims(record)}, ensure_ascii=False))
+        run.update(
+            _facts(client), seconds=round(seconds, 1), date=datetime.date.today().isoformat()
+        )
+        write_atomic(
+            record / f"{name}.json",
+            json.dumps(
+                {"chapter": name, "runs": [run], "claims": _claims(record)}, ensure_ascii=False
+            ),
+        )
 
-    failed = _attempt(client, finish, os.environ | {"PONDERLEARN_SCALE": scale, "PONDERLEARN_RECORD": str(record)})
+    failed = _attempt(
+        client, finish, os.environ | {"PONDERLEARN_SCALE": scale, "PONDERLEARN_RECORD": str(record)}
+    )
     return Execution(nb, run, _claims(record), failed, client.current if failed else None)
 
 # %% ../nbs/00_foundations/11_cli.ipynb #eadab6dc
@@ -178,11 +223,13 @@ def _read_notebook(path):
         raise ValueError(f"{path} must be a notebook, got a file that nbformat refuses") from e
     return nb
 
+
 def _claims(folder):
     "The claims recorded in a folder, each once."
     files = sorted(folder.glob("*.json"))
     rows = [row for f in files for row in json.loads(f.read_text(encoding="utf-8"))["claims"]]
     return list({(r["claim"], r["scale"], r["device"]): r for r in rows}.values())
+
 
 def _attempt(client, finish, environment):
     "Run the cells; the error that stopped them, or None."
@@ -204,8 +251,11 @@ def _facts(client):
     client.nb.cells.append(new_code_cell(_QUESTION))
     cell = client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
     client.nb.cells.pop()
-    shown = "".join(o["text"] for o in cell.outputs if o.get("name") == "stdout")  # a thread may print there too
+    shown = "".join(
+        o["text"] for o in cell.outputs if o.get("name") == "stdout"
+    )  # a thread may print there too
     return json.loads(re.search(r"(?m)^ponderlearn: (.*)$", shown)[1])
+
 
 _QUESTION = """import json as _json, sys as _sys, platform as _platform, ponderlearn.course as _course
 from importlib.metadata import version as _version
@@ -236,9 +286,16 @@ def _exporter():
         def markdown2html(self, context, source):
             return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
 
-    blocks = "".join(f"{{% block html_head_js_{b} %}}{{% endblock %}}" for b in ("requirejs", "mathjax", "mermaidjs"))
-    return Offline(extra_loaders=[DictLoader({"offline.html.j2": "{% extends 'lab/index.html.j2' %}" + blocks})],
-                   template_file="offline.html.j2")
+    blocks = "".join(
+        f"{{% block html_head_js_{b} %}}{{% endblock %}}"
+        for b in ("requirejs", "mathjax", "mermaidjs")
+    )
+    return Offline(
+        extra_loaders=[
+            DictLoader({"offline.html.j2": "{% extends 'lab/index.html.j2' %}" + blocks})
+        ],
+        template_file="offline.html.j2",
+    )
 
 # %% ../nbs/00_foundations/11_cli.ipynb #10361bc3
 def _still(model, state):
@@ -246,9 +303,10 @@ def _still(model, state):
     values = state[model]["state"]
     children = [c.removeprefix("IPY_MODEL_") for c in values.get("children", ())]
     if values["_model_name"] == "StackModel":
-        children = children[values.get("selected_index") or 0:][:1]
+        children = children[values.get("selected_index") or 0 :][:1]
     own = values["value"] if values["_model_name"] == "HTMLModel" else ""
     return own + "".join(_still(c, state) for c in children)
+
 
 def _directive(source, name):
     "The value of `#| name: value` in a cell; '' for a bare `#| name`; None if it is not there."
@@ -264,7 +322,9 @@ def html_page(
     from nbformat import from_dict
 
     nb = from_dict(json.loads(json.dumps(nb)))
-    widgets = nb.metadata.pop("widgets", {}).get("application/vnd.jupyter.widget-state+json", {"state": {}})["state"]
+    widgets = nb.metadata.pop("widgets", {}).get(
+        "application/vnd.jupyter.widget-state+json", {"state": {}}
+    )["state"]
     nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and _hidden(c.source))]
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         alt, caption = (_directive(cell.source, name) for name in ("fig-alt", "fig-cap"))
@@ -274,13 +334,19 @@ def html_page(
             data = output.get("data", {})
             view = data.pop("application/vnd.jupyter.widget-view+json", None)
             if view and view["model_id"] in widgets:
-                data["text/html"] = _still(view["model_id"], widgets) or "<p>A widget: open the notebook to move it.</p>"
+                data["text/html"] = (
+                    _still(view["model_id"], widgets)
+                    or "<p>A widget: open the notebook to move it.</p>"
+                )
             if alt and "image/png" in data:
                 picture = "".join(data.pop("image/png").split())
                 below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-                data["text/html"] = (f'<figure style="margin:0"><img alt="{escape(alt)}" style="max-width:100%" '
-                                     f'src="data:image/png;base64,{picture}">{below}</figure>')
+                data["text/html"] = (
+                    f'<figure style="margin:0"><img alt="{escape(alt)}" style="max-width:100%" '
+                    f'src="data:image/png;base64,{picture}">{below}</figure>'
+                )
     return _exporter().from_notebook_node(nb, {"metadata": {"name": title}})[0]
+
 
 def _hidden(source):
     "Whether a cell only serves machinery."
@@ -290,9 +356,12 @@ def _hidden(source):
 def _can_commit():
     "Leave with an error unless this is a checkout with nbdev."
     if not in_checkout():
-        _fail("--commit writes into the repository, and this ponderlearn is installed from a package; "
-              "use it in a checkout (see CONTRIBUTING.md)")
+        _fail(
+            "--commit writes into the repository, and this ponderlearn is installed from a package; "
+            "use it in a checkout (see CONTRIBUTING.md)"
+        )
     _need("nbdev.clean", "dev")
+
 
 def store_results(
     name: str,  # the chapter
@@ -300,12 +369,19 @@ def store_results(
 ) -> Path:
     "Write results/<name>.json: the rows of this run's (scale, device) are replaced, all others are kept."
     file = course_root() / "results" / f"{name}.json"
-    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"runs": [], "claims": []}
+    old = (
+        json.loads(file.read_text(encoding="utf-8"))
+        if file.is_file()
+        else {"runs": [], "claims": []}
+    )
     here = (done.run["scale"], done.run["device"])
     others = lambda rows: [r for r in rows if (r["scale"], r["device"]) != here]
     by_scale = lambda r: (SCALES.index(r["scale"]), r["device"])
-    new = {"chapter": name, "runs": sorted([*others(old["runs"]), done.run], key=by_scale),
-           "claims": sorted([*others(old["claims"]), *done.claims], key=by_scale)}
+    new = {
+        "chapter": name,
+        "runs": sorted([*others(old["runs"]), done.run], key=by_scale),
+        "claims": sorted([*others(old["claims"]), *done.claims], key=by_scale),
+    }
     return write_atomic(file, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
 
 # %% ../nbs/00_foundations/11_cli.ipynb #a0155be8
@@ -317,11 +393,18 @@ def lighter_png(
     "The same picture with a palette of 256 colors, if that is smaller and changes no color by more than `tolerance`."
     Image = _need("PIL.Image", "course")
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
-    if picture.mode not in ("RGB", "RGBA") or (picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255):
+    if picture.mode not in ("RGB", "RGBA") or (
+        picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255
+    ):
         return png
     picture = picture.convert("RGB")
     few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    change = max(high for _, high in _need("PIL.ImageChops", "course").difference(picture, few.convert("RGB")).getextrema())
+    change = max(
+        high
+        for _, high in _need("PIL.ImageChops", "course")
+        .difference(picture, few.convert("RGB"))
+        .getextrema()
+    )
     file = io.BytesIO()
     few.save(file, "PNG", optimize=True)
     light = base64.b64encode(file.getvalue()).decode()
@@ -348,18 +431,33 @@ def store_outputs(
         for data in (o["data"] for o in cell["outputs"] if "image/png" in o.get("data", {})):
             data["image/png"] = lighter_png("".join(data["image/png"]))
     nb["metadata"].pop("widgets", None)
-    nb["metadata"] |= {k: v for k, v in fresh["metadata"].items() if k == "widgets"} | {"ponderlearn": done.run}
+    nb["metadata"] |= {k: v for k, v in fresh["metadata"].items() if k == "widgets"} | {
+        "ponderlearn": done.run
+    }
     allowed = course.settings()
-    clean_nb(nb, False, allowed["allowed_metadata_keys"].split(), allowed["allowed_cell_metadata_keys"].split())
+    clean_nb(
+        nb,
+        False,
+        allowed["allowed_metadata_keys"].split(),
+        allowed["allowed_cell_metadata_keys"].split(),
+    )
     return write_atomic(path, nb2str(nb))
 
 # %% ../nbs/00_foundations/11_cli.ipynb #d95743d3
 @app.command()
 def run(
-    chapter: Annotated[str, typer.Argument(help="a chapter's name, or a notebook file of your own")],
-    scale: Annotated[str | None, typer.Option(help="quick, full or gpu; default: PONDERLEARN_SCALE, else full")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for what is left; default: runs/CHAPTER-SCALE")] = None,
-    commit: Annotated[bool, typer.Option("--commit", help="in a checkout: store results and outputs")] = False,
+    chapter: Annotated[
+        str, typer.Argument(help="a chapter's name, or a notebook file of your own")
+    ],
+    scale: Annotated[
+        str | None, typer.Option(help="quick, full or gpu; default: PONDERLEARN_SCALE, else full")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for what is left; default: runs/CHAPTER-SCALE")
+    ] = None,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="in a checkout: store results and outputs")
+    ] = False,
 ) -> None:
     "Execute a chapter in front of you; leaves the executed notebook, an HTML page and a table of claims."
     own = chapter.endswith(".ipynb")
@@ -397,6 +495,7 @@ def _scale(scale):
         _fail(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}", 2)
     return scale
 
+
 def _written(c):
     "Path of a chapter's notebook, or an error if it is only announced."
     if c.notebook is None:
@@ -411,44 +510,67 @@ def _leave(done, name, folder):
     notebook = write_atomic(folder / f"{name}.ipynb", nbformat.writes(done.notebook) + "\n")
     if done.error is None:
         page = write_atomic(folder / f"{name}.html", html_page(done.notebook, name))
-        _console().print(f"Executed notebook: {notebook}\nHTML page:         {page}", soft_wrap=True)
+        _console().print(
+            f"Executed notebook: {notebook}\nHTML page:         {page}", soft_wrap=True
+        )
         return
     cell = done.cell or {"source": "", "outputs": []}
     codes = [c for c in done.notebook["cells"] if c["cell_type"] == "code"]
     place = f"code cell {codes.index(cell) + 1} of {len(codes)}" if cell in codes else "the start"
     source = "\n".join("    " + line for line in cell["source"].splitlines())
     traces = ["\n".join(o["traceback"]) for o in cell["outputs"] if o["output_type"] == "error"]
-    hint = " (a kernel that dies is often out of memory)" if "Dead" in type(done.error).__name__ else ""
+    hint = (
+        " (a kernel that dies is often out of memory)"
+        if "Dead" in type(done.error).__name__
+        else ""
+    )
     text = "".join(traces) or f"{type(done.error).__name__}: {done.error}{hint}"
     stderr = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     stderr.print(f"\nThe run stopped at {place}:\n", style="bold red")
-    stderr.print(f"{source}\n\n" + (text if stderr.is_terminal else re.sub(r"\x1b\[[0-9;]*m", "", text)))
+    stderr.print(
+        f"{source}\n\n" + (text if stderr.is_terminal else re.sub(r"\x1b\[[0-9;]*m", "", text))
+    )
     _fail(f"{name} stopped; what was computed so far is in {notebook}")
 
 # %% ../nbs/00_foundations/11_cli.ipynb #fc6fc9c5
 def _commit(c, done):
     "Store results and, at full, outputs; the files written."
     try:
-        files = [store_outputs(course_root() / c.notebook, done)] if done.run["scale"] == "full" else []
+        files = (
+            [store_outputs(course_root() / c.notebook, done)] if done.run["scale"] == "full" else []
+        )
     except ValueError as e:
         _fail(e)
     return [*files, store_results(c.name, done)] if c.part else files
 
+
 def _report(name, done, files):
     "Print the table of claims and what to do next."
     console = _console()
-    known = {r["claim"]: r for r in (course.results(name) if name in {c.name for c in CATALOGUE} else ())
-             if r["scale"] == "full"}
+    known = {
+        r["claim"]: r
+        for r in (course.results(name) if name in {c.name for c in CATALOGUE} else ())
+        if r["scale"] == "full"
+    }
     paper = lambda r: course._number(r["paper"], r["unit"])
     full = lambda r: course._measured(known[r["claim"]]) if r["claim"] in known else "not committed"
     rows = [[r["claim"], paper(r), full(r), course._measured(r), r["holds"]] for r in done.claims]
     if rows:
         console.print()
-        console.print(_table(["claim", "paper", "committed full", f"here ({done.run['scale']})", "holds?"], rows))
-    console.print(f"\n{name} took {done.run['seconds']:.0f} s on {done.run['device']} at scale {done.run['scale']}.")
+        console.print(
+            _table(
+                ["claim", "paper", "committed full", f"here ({done.run['scale']})", "holds?"], rows
+            )
+        )
+    console.print(
+        f"\n{name} took {done.run['seconds']:.0f} s on {done.run['device']} at scale {done.run['scale']}."
+    )
     for file in files or ():
         console.print(f"Stored: {file}", soft_wrap=True)
-    console.print("Open the course in JupyterLab with: " + ("make lab" if in_checkout() else "ponderlearn lab"))
+    console.print(
+        "Open the course in JupyterLab with: "
+        + ("make lab" if in_checkout() else "ponderlearn lab")
+    )
 
 # %% ../nbs/00_foundations/11_cli.ipynb #8433e2a8
 def without_solutions(
@@ -460,8 +582,17 @@ def without_solutions(
         if "solution" not in cell["metadata"].get("tags", []):
             cells.append(cell)
         elif cell["cell_type"] == "code":
-            cells.append(cell | {"source": "# your solution\n", "outputs": [], "execution_count": None, "metadata": {}})
+            cells.append(
+                cell
+                | {
+                    "source": "# your solution\n",
+                    "outputs": [],
+                    "execution_count": None,
+                    "metadata": {},
+                }
+            )
     return nb | {"cells": cells}
+
 
 def _copies(solutions):
     "Relative path -> bytes of all that a reader gets."
@@ -470,7 +601,9 @@ def _copies(solutions):
         if path.is_file() and ".ipynb_checkpoints" not in path.parts:
             data = path.read_bytes()
             if not solutions:
-                data = json.dumps(without_solutions(json.loads(data)), indent=1, ensure_ascii=False).encode()
+                data = json.dumps(
+                    without_solutions(json.loads(data)), indent=1, ensure_ascii=False
+                ).encode()
             yield path.relative_to(root).as_posix(), data
 
 # %% ../nbs/00_foundations/11_cli.ipynb #edd06fdf
@@ -499,9 +632,15 @@ def copy_course(
 # %% ../nbs/00_foundations/11_cli.ipynb #ceafa60d
 @app.command()
 def lab(
-    folder: Annotated[Path | None, typer.Argument(help="where to copy the course; default: ponderlearn-course")] = None,
-    solutions: Annotated[bool, typer.Option("--solutions/--no-solutions", help="with or without solutions")] = True,
-    open_lab: Annotated[bool, typer.Option("--open/--no-open", help="start JupyterLab afterwards")] = True,
+    folder: Annotated[
+        Path | None, typer.Argument(help="where to copy the course; default: ponderlearn-course")
+    ] = None,
+    solutions: Annotated[
+        bool, typer.Option("--solutions/--no-solutions", help="with or without solutions")
+    ] = True,
+    open_lab: Annotated[
+        bool, typer.Option("--open/--no-open", help="start JupyterLab afterwards")
+    ] = True,
 ) -> None:
     "Copy the course into a folder of yours and open it in JupyterLab; files that you changed are kept."
     if open_lab:
@@ -509,11 +648,18 @@ def lab(
     folder = folder or Path("_runs/course" if in_checkout() else "ponderlearn-course")
     written, kept = copy_course(folder, solutions)
     console = _console()
-    console.print(f"The course is in {folder} ({len(written)} files new or renewed).", soft_wrap=True)
+    console.print(
+        f"The course is in {folder} ({len(written)} files new or renewed).", soft_wrap=True
+    )
     for name in kept:
-        console.print(f"Kept your version: {folder / name} (delete or rename it to get the course's)", soft_wrap=True)
+        console.print(
+            f"Kept your version: {folder / name} (delete or rename it to get the course's)",
+            soft_wrap=True,
+        )
     if open_lab:
-        raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder / "index.ipynb")]))
+        raise typer.Exit(
+            subprocess.call([sys.executable, "-m", "jupyterlab", str(folder / "index.ipynb")])
+        )
 
 # %% ../nbs/00_foundations/11_cli.ipynb #38b39384
 @app.command()
@@ -525,8 +671,17 @@ def results(
     if not found:
         _console().print("No results are committed yet.")
         return
-    rows = [[r["chapter"], r["claim"], course._number(r["paper"], r["unit"]), course._measured(r), r["holds"],
-             f"{r['scale']}, {r['device']}"] for r in found]
+    rows = [
+        [
+            r["chapter"],
+            r["claim"],
+            course._number(r["paper"], r["unit"]),
+            course._measured(r),
+            r["holds"],
+            f"{r['scale']}, {r['device']}",
+        ]
+        for r in found
+    ]
     _console().print(_table(["chapter", "claim", "paper", "here", "holds?", "scale, device"], rows))
 
 # %% ../nbs/00_foundations/11_cli.ipynb #5be57a72
@@ -542,6 +697,7 @@ def missing(
         except importlib.metadata.PackageNotFoundError:
             found.append(name)
     return found
+
 
 def _extra(extra):
     "A line on one extra."
@@ -564,7 +720,12 @@ def _torch_lines():
     except (ValueError, RuntimeError) as e:
         yield "device", str(e)
     limit = os.environ.get("OMP_NUM_THREADS")
-    yield "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores" + (f" (OMP_NUM_THREADS={limit})" if limit else "")
+    yield (
+        "threads",
+        f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+        + (f" (OMP_NUM_THREADS={limit})" if limit else ""),
+    )
+
 
 def _font_line():
     "A line on the font of the plots, which must hold Greek letters."
@@ -572,7 +733,12 @@ def _font_line():
         from matplotlib.font_manager import get_font_names
     except ImportError:
         return "fonts", 'no matplotlib: pip install "ponderlearn[course]"'
-    return "fonts", "DejaVu Sans" if "DejaVu Sans" in get_font_names() else "DejaVu Sans is missing: reinstall matplotlib"
+    return (
+        "fonts",
+        "DejaVu Sans"
+        if "DejaVu Sans" in get_font_names()
+        else "DejaVu Sans is missing: reinstall matplotlib",
+    )
 
 # %% ../nbs/00_foundations/11_cli.ipynb #8824f47f
 @app.command()
@@ -583,10 +749,21 @@ def doctor() -> None:
     except ValueError as e:
         scale = str(e)
     written = [c.name for c in CATALOGUE if c.notebook]
-    lines = [("Python", platform.python_version()), ("ponderlearn", course.settings().get("version", "?")),
-             ("notebooks", f"{len(written)} written, in {'a checkout' if in_checkout() else 'the installed package'}"),
-             *_torch_lines(), ("scale", scale), _extra("course"), _extra("lab"), _font_line()]
+    lines = [
+        ("Python", platform.python_version()),
+        ("ponderlearn", course.settings().get("version", "?")),
+        (
+            "notebooks",
+            f"{len(written)} written, in {'a checkout' if in_checkout() else 'the installed package'}",
+        ),
+        *_torch_lines(),
+        ("scale", scale),
+        _extra("course"),
+        _extra("lab"),
+        _font_line(),
+    ]
     _console().print(_table(["what", "state"], lines))
+
 
 def main() -> None:
     "Entry point of the command `ponderlearn`: a missing extra or a full disk is one sentence and exit status 1."

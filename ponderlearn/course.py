@@ -27,39 +27,61 @@ def in_checkout() -> bool:
     top = Path(__file__).resolve().parent.parent
     return (top / "settings.ini").is_file() and (top / "nbs").is_dir()
 
+
 def course_root() -> Path:
     "The folder that holds `index.ipynb`, `nbs/` and `results/`; FileNotFoundError if the notebooks are not there."
     package = Path(__file__).resolve().parent
     root = package.parent if in_checkout() else package / "_course"
     if not (root / "nbs").is_dir():
-        raise FileNotFoundError(f"the course's notebooks are not at {root}: install ponderlearn again")
+        raise FileNotFoundError(
+            f"the course's notebooks are not at {root}: install ponderlearn again"
+        )
     return root
 
 # %% ../nbs/00_foundations/01_course.ipynb #f755e5b5
 PARTS = {  # part number -> (folder, title, what it is about)
-    0: ("00_foundations", "Foundations", "what every chapter uses: data, training, scores, pictures, the command line"),
+    0: (
+        "00_foundations",
+        "Foundations",
+        "what every chapter uses: data, training, scores, pictures, the command line",
+    ),
     1: ("01_adaptive", "Learning to ponder", "networks that decide how long to compute"),
-    2: ("02_architectures", "Sets, sequences, attention", "networks for sets, long inputs and images"),
+    2: (
+        "02_architectures",
+        "Sets, sequences, attention",
+        "networks for sets, long inputs and images",
+    ),
     3: ("03_contrastive", "Representations", "learning what is alike, without labels"),
     4: ("04_generative", "Generative models", "adversaries, autoencoders, energies and diffusion"),
-    5: ("05_explain", "Control and explanation", "what a generator can be told and a classifier asked"),
+    5: (
+        "05_explain",
+        "Control and explanation",
+        "what a generator can be told and a classifier asked",
+    ),
     6: ("06_robust", "Training that generalizes", "wrong labels, sharp minima, ignored inputs"),
     7: ("07_multitask", "Many tasks, one learner", "masks, teachers and task augmentation"),
-    8: ("08_transport", "Optimal transport", "distances between distributions and between data sets"),
+    8: (
+        "08_transport",
+        "Optimal transport",
+        "distances between distributions and between data sets",
+    ),
     9: ("09_language", "Language", "scales, robustness and human preference"),
 }
 
 # %% ../nbs/00_foundations/01_course.ipynb #5d1a7348
 class Review(NamedTuple):
     "The review that a chapter retells."
+
     reviewer: str  # who wrote it
     language: str  # in which language
     where: str  # where it appeared
     url: str  # a link to it, or ""
     recommendation: str  # the reading recommendation in our words, or "not rated"
 
+
 class Chapter(NamedTuple):
     "One notebook of the course: a foundation (part 0) or a paper."
+
     name: str  # e.g. "act"; also the module's name
     part: int  # key of PARTS
     number: int  # place in the part, from 1 (foundations: from 0)
@@ -80,6 +102,7 @@ def _hebrew(number, recommendation):
     where = "deepnightlearners" + (f", review {number}" if number else "")
     return Review("Michael (Mike) Erlihson", "Hebrew", where, "", recommendation)
 
+
 def _github(path):
     "Address of a repository on GitHub."
     return f"https://github.com/{path}"
@@ -87,296 +110,655 @@ def _github(path):
 # %% ../nbs/00_foundations/01_course.ipynb #02481795
 #| code-fold: true
 _foundations = (
-    Chapter("before_you_start", 0, 0, "Before you start", "What to know and what to install before the first chapter."),
-    Chapter("course", 0, 1, "How the course keeps its promises",
-        "One table of chapters, one scale, one record of what was measured."),
-    Chapter("check", 0, 5, "Checking arguments",
-            "One sentence per mistake: which argument, what was wanted, what came."),
-    Chapter("data", 0, 7, "Data", "Small real data sets, one fixed split, bad files refused by name."),
-    Chapter("training", 0, 8, "Training and sweeps", "One loop that can be killed and resumed, and sweeps over it."),
-    Chapter("metrics", 0, 9, "Metrics", "Intervals, probes and calibration: numbers that say how sure they are."),
-    Chapter("viz", 0, 10, "Pictures", "One look for all plots, and sliders that move without a kernel."),
-    Chapter("cli", 0, 11, "The command line", "List, run, open and check the course from a terminal."),
+    Chapter(
+        "before_you_start",
+        0,
+        0,
+        "Before you start",
+        "What to know and what to install before the first chapter.",
+    ),
+    Chapter(
+        "course",
+        0,
+        1,
+        "How the course keeps its promises",
+        "One table of chapters, one scale, one record of what was measured.",
+    ),
+    Chapter(
+        "check",
+        0,
+        5,
+        "Checking arguments",
+        "One sentence per mistake: which argument, what was wanted, what came.",
+    ),
+    Chapter(
+        "data", 0, 7, "Data", "Small real data sets, one fixed split, bad files refused by name."
+    ),
+    Chapter(
+        "training",
+        0,
+        8,
+        "Training and sweeps",
+        "One loop that can be killed and resumed, and sweeps over it.",
+    ),
+    Chapter(
+        "metrics",
+        0,
+        9,
+        "Metrics",
+        "Intervals, probes and calibration: numbers that say how sure they are.",
+    ),
+    Chapter(
+        "viz", 0, 10, "Pictures", "One look for all plots, and sliders that move without a kernel."
+    ),
+    Chapter(
+        "cli", 0, 11, "The command line", "List, run, open and check the course from a terminal."
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #e958206c
 #| code-fold: true
 _adaptive = (
-    Chapter("act", 1, 1, "Adaptive Computation Time for Recurrent Neural Networks",
+    Chapter(
+        "act",
+        1,
+        1,
+        "Adaptive Computation Time for Recurrent Neural Networks",
         "A recurrent network that repeats its update until a learned halting unit has spent a budget of one learns by "
         "plain backpropagation how long to think about each input.",
-        "Alex Graves", 2016, "arXiv preprint", "1603.08983", "",
-        Review("Grigory Sapunov (@che_shr_cat)", "Russian", "Telegram channel gonzo_ML, post 71", "https://t.me/gonzo_ML/71",
-               "not rated"),
-        "recurrent networks (RNN, GRU, LSTM) and backpropagation through time"),
-    Chapter("pondernet", 1, 2, "PonderNet: Learning to Ponder",
+        "Alex Graves",
+        2016,
+        "arXiv preprint",
+        "1603.08983",
+        "",
+        Review(
+            "Grigory Sapunov (@che_shr_cat)",
+            "Russian",
+            "Telegram channel gonzo_ML, post 71",
+            "https://t.me/gonzo_ML/71",
+            "not rated",
+        ),
+        "recurrent networks (RNN, GRU, LSTM) and backpropagation through time",
+    ),
+    Chapter(
+        "pondernet",
+        1,
+        2,
+        "PonderNet: Learning to Ponder",
         "Treat the halting step as a random variable, train the expected loss plus a KL divergence to a geometric "
         "prior, and the network learns how many steps each input needs.",
-        "Andrea Banino, Jan Balaguer, Charles Blundell", 2021,
-        "8th ICML Workshop on Automated Machine Learning", "2107.05407", "",
+        "Andrea Banino, Jan Balaguer, Charles Blundell",
+        2021,
+        "8th ICML Workshop on Automated Machine Learning",
+        "2107.05407",
+        "",
         _hebrew(None, "recommended, mainly to widen your horizon"),
-        "basic probability: expectation, the geometric distribution, KL divergence", ("act",)),
+        "basic probability: expectation, the geometric distribution, KL divergence",
+        ("act",),
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #9783b515
 #| code-fold: true
 _architectures_1 = (
-    Chapter("sire", 2, 1, "Regularizing Towards Permutation Invariance in Recurrent Models",
+    Chapter(
+        "sire",
+        2,
+        1,
+        "Regularizing Towards Permutation Invariance in Recurrent Models",
         "A recurrent network, penalized for how much its state changes when two neighbors are exchanged, models set "
         "functions with far fewer units than networks that are invariant by design.",
-        "Edo Cohen-Karlik, Avichai Ben David, Amir Globerson", 2020, "NeurIPS 2020", "2010.13055", "",
-        _hebrew(35, "almost a must"), "what a recurrent network is; permutations and sets"),
-    Chapter("performer", 2, 2, "Rethinking Attention with Performers",
+        "Edo Cohen-Karlik, Avichai Ben David, Amir Globerson",
+        2020,
+        "NeurIPS 2020",
+        "2010.13055",
+        "",
+        _hebrew(35, "almost a must"),
+        "what a recurrent network is; permutations and sets",
+    ),
+    Chapter(
+        "performer",
+        2,
+        2,
+        "Rethinking Attention with Performers",
         "Softmax attention is an expectation of products of positive random features, so it can be estimated, with "
         "proven error bounds, at a cost linear in the sequence length.",
         "Krzysztof Choromanski, Valerii Likhosherstov, David Dohan, Xingyou Song, Andreea Gane, Tamas Sarlos, "
         "Peter Hawkins, Jared Davis, Afroz Mohiuddin, Lukasz Kaiser, David Belanger, Lucy Colwell, Adrian Weller",
-        2021, "ICLR 2021", "2009.14794", _github("google-research/google-research/tree/master/performer"),
+        2021,
+        "ICLR 2021",
+        "2009.14794",
+        _github("google-research/google-research/tree/master/performer"),
         _hebrew(45, "a must for lovers of transformers and for NLP people"),
-        "self-attention; kernels as inner products of features"),
+        "self-attention; kernels as inner products of features",
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #fb237825
 #| code-fold: true
 _architectures_2 = (
-    Chapter("perceiver", 2, 3, "Perceiver: General Perception with Iterative Attention",
+    Chapter(
+        "perceiver",
+        2,
+        3,
+        "Perceiver: General Perception with Iterative Attention",
         "A small learned latent array that attends to the raw input again and again makes attention linear in the "
         "input size, and one architecture serves images, sound, video and point clouds.",
-        "Andrew Jaegle, Felix Gimeno, Andrew Brock, Andrew Zisserman, Oriol Vinyals, Joao Carreira", 2021,
-        "ICML 2021", "2103.03206", _github("google-deepmind/deepmind-research/tree/master/perceiver"),
+        "Andrew Jaegle, Felix Gimeno, Andrew Brock, Andrew Zisserman, Oriol Vinyals, Joao Carreira",
+        2021,
+        "ICML 2021",
+        "2103.03206",
+        _github("google-deepmind/deepmind-research/tree/master/perceiver"),
         _hebrew(47, "a must for lovers of transformers, highly recommended for others"),
-        "the transformer; the cost of attention", ("performer",)),
-    Chapter("ipt", 2, 4, "Pre-Trained Image Processing Transformer",
+        "the transformer; the cost of attention",
+        ("performer",),
+    ),
+    Chapter(
+        "ipt",
+        2,
+        4,
+        "Pre-Trained Image Processing Transformer",
         "One transformer body with a small head and tail for each task, pre-trained on artificially damaged images, "
         "beats the specialized networks of its time at restoring images.",
         "Hanting Chen, Yunhe Wang, Tianyu Guo, Chang Xu, Yiping Deng, Zhenhua Liu, Siwei Ma, Chunjing Xu, Chao Xu, "
-        "Wen Gao", 2021, "CVPR 2021", "2012.00364", _github("huawei-noah/Pretrained-IPT"),
-        _hebrew(33, "only if you find it hard to fall asleep; worth it for those in low-level image processing"),
-        "the basic notions of deep learning; the transformer"),
+        "Wen Gao",
+        2021,
+        "CVPR 2021",
+        "2012.00364",
+        _github("huawei-noah/Pretrained-IPT"),
+        _hebrew(
+            33,
+            "only if you find it hard to fall asleep; worth it for those in low-level image processing",
+        ),
+        "the basic notions of deep learning; the transformer",
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #3b803a19
 #| code-fold: true
 _contrastive_1 = (
-    Chapter("alignment_uniformity", 3, 1,
+    Chapter(
+        "alignment_uniformity",
+        3,
+        1,
         "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere",
         "The contrastive loss asks for two things, alignment of positive pairs and uniformity on the sphere; two "
         "simple measures of them predict accuracy and can be trained directly.",
-        "Tongzhou Wang, Phillip Isola", 2020, "ICML 2020", "2005.10242", _github("SsnL/align_uniform"),
+        "Tongzhou Wang, Phillip Isola",
+        2020,
+        "ICML 2020",
+        "2005.10242",
+        _github("SsnL/align_uniform"),
         _hebrew(31, "highly recommended (written with Alexander)"),
-        "basic probability; self-supervised and contrastive learning"),
-    Chapter("swav", 3, 2, "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
+        "basic probability; self-supervised and contrastive learning",
+    ),
+    Chapter(
+        "swav",
+        3,
+        2,
+        "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
         "Predict the balanced cluster assignment of one view of an image from another view: no negatives, no memory "
         "bank, no momentum encoder.",
-        "Mathilde Caron, Ishan Misra, Julien Mairal, Priya Goyal, Piotr Bojanowski, Armand Joulin", 2020,
-        "NeurIPS 2020", "2006.09882", _github("facebookresearch/swav"),
+        "Mathilde Caron, Ishan Misra, Julien Mairal, Priya Goyal, Piotr Bojanowski, Armand Joulin",
+        2020,
+        "NeurIPS 2020",
+        "2006.09882",
+        _github("facebookresearch/swav"),
         _hebrew(40, "a must, above all for lovers of representation learning"),
-        "the contrastive loss; optimization", ("alignment_uniformity",)),
+        "the contrastive loss; optimization",
+        ("alignment_uniformity",),
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #15b87201
 #| code-fold: true
 _contrastive_2 = (
-    Chapter("relic", 3, 3, "Representation Learning via Invariant Causal Mechanisms",
+    Chapter(
+        "relic",
+        3,
+        3,
+        "Representation Learning via Invariant Causal Mechanisms",
         "Treat augmentations as interventions on style and penalize predictions that change with them: then the "
         "representation depends on content only.",
-        "Jovana Mitrovic, Brian McWilliams, Jacob Walker, Lars Buesing, Charles Blundell", 2021, "ICLR 2021",
-        "2010.07922", "", _hebrew(42, "for lovers of representation learning who know some causality"),
-        "representation learning; first notions of causality", ("alignment_uniformity",)),
-    Chapter("seqclr", 3, 4, "Sequence-to-Sequence Contrastive Learning for Text Recognition",
+        "Jovana Mitrovic, Brian McWilliams, Jacob Walker, Lars Buesing, Charles Blundell",
+        2021,
+        "ICLR 2021",
+        "2010.07922",
+        "",
+        _hebrew(42, "for lovers of representation learning who know some causality"),
+        "representation learning; first notions of causality",
+        ("alignment_uniformity",),
+    ),
+    Chapter(
+        "seqclr",
+        3,
+        4,
+        "Sequence-to-Sequence Contrastive Learning for Text Recognition",
         "For text, contrast ordered pieces of the sequence instead of whole images: frozen features then serve a "
         "text decoder far better than those of SimCLR.",
         "Aviad Aberdam, Ron Litman, Shahar Tsiper, Oron Anschel, Ron Slossberg, Shai Mazor, R. Manmatha, "
-        "Pietro Perona", 2021, "CVPR 2021", "2012.10873", "",
+        "Pietro Perona",
+        2021,
+        "CVPR 2021",
+        "2012.10873",
+        "",
         _hebrew(36, "almost a must for followers of representation learning and of OCR"),
-        "representation learning", ("alignment_uniformity",)),
+        "representation learning",
+        ("alignment_uniformity",),
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #ed50028a
 #| code-fold: true
 _generative_1 = (
-    Chapter("drs", 4, 1, "Discriminator Rejection Sampling",
+    Chapter(
+        "drs",
+        4,
+        1,
+        "Discriminator Rejection Sampling",
         "The logit of a trained discriminator estimates the log density ratio of data and generator, so rejection "
         "sampling with it improves the samples without touching the generator.",
-        "Samaneh Azadi, Catherine Olsson, Trevor Darrell, Ian Goodfellow, Augustus Odena", 2019, "ICLR 2019",
-        "1810.06758", "", _hebrew(46, "a must for lovers of GANs, recommended for everybody else"),
-        "how GANs are trained; rejection sampling"),
-    Chapter("ratio_clipping", 4, 2, "Improving GAN Training with Probability Ratio Clipping and Sample Reweighting",
+        "Samaneh Azadi, Catherine Olsson, Trevor Darrell, Ian Goodfellow, Augustus Odena",
+        2019,
+        "ICLR 2019",
+        "1810.06758",
+        "",
+        _hebrew(46, "a must for lovers of GANs, recommended for everybody else"),
+        "how GANs are trained; rejection sampling",
+    ),
+    Chapter(
+        "ratio_clipping",
+        4,
+        2,
+        "Improving GAN Training with Probability Ratio Clipping and Sample Reweighting",
         "Two small changes make Wasserstein GAN training steadier: a clip of the generator's probability ratio and a "
         "softmax weight on the fake samples in the critic's loss.",
-        "Yue Wu, Pan Zhou, Andrew Gordon Wilson, Eric P. Xing, Zhiting Hu", 2020, "NeurIPS 2020", "2006.06900",
-        _github("Holmeswww/PPOGAN"), _hebrew(41, "recommended, not a must, to go deeper into GAN training"),
-        "Wasserstein GAN; importance sampling; first notions of reinforcement learning", ("drs",)),
+        "Yue Wu, Pan Zhou, Andrew Gordon Wilson, Eric P. Xing, Zhiting Hu",
+        2020,
+        "NeurIPS 2020",
+        "2006.06900",
+        _github("Holmeswww/PPOGAN"),
+        _hebrew(41, "recommended, not a must, to go deeper into GAN training"),
+        "Wasserstein GAN; importance sampling; first notions of reinforcement learning",
+        ("drs",),
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #b6ee6d6b
 #| code-fold: true
 _generative_2 = (
-    Chapter("transgan", 4, 3, "TransGAN: Two Pure Transformers Can Make One Strong GAN, and That Can Scale Up",
+    Chapter(
+        "transgan",
+        4,
+        3,
+        "TransGAN: Two Pure Transformers Can Make One Strong GAN, and That Can Scale Up",
         "A GAN without any convolution becomes competitive with convolutional ones, once it has augmentation, a "
         "super-resolution side task and attention that starts local.",
-        "Yifan Jiang, Shiyu Chang, Zhangyang Wang", 2021, "NeurIPS 2021", "2102.07074", _github("VITA-Group/TransGAN"),
-        _hebrew(44, "an absolute must"), "transformers; the basics of GANs"),
-    Chapter("exemplar_vae", 4, 4,
+        "Yifan Jiang, Shiyu Chang, Zhangyang Wang",
+        2021,
+        "NeurIPS 2021",
+        "2102.07074",
+        _github("VITA-Group/TransGAN"),
+        _hebrew(44, "an absolute must"),
+        "transformers; the basics of GANs",
+    ),
+    Chapter(
+        "exemplar_vae",
+        4,
+        4,
         "Exemplar VAE: Linking Generative Models, Nearest Neighbor Retrieval, and Data Augmentation",
         "Replace the Gaussian prior of a VAE by a Parzen window over the codes of the training examples, and "
         "likelihood, latent space and generative augmentation improve.",
-        "Sajad Norouzi, David J. Fleet, Mohammad Norouzi", 2020, "NeurIPS 2020", "2004.04795",
-        _github("sajadn/Exemplar-VAE"), _hebrew(49, "a must only for those interested in exemplar models"),
-        "variational autoencoders; kernel density estimation"),
+        "Sajad Norouzi, David J. Fleet, Mohammad Norouzi",
+        2020,
+        "NeurIPS 2020",
+        "2004.04795",
+        _github("sajadn/Exemplar-VAE"),
+        _hebrew(49, "a must only for those interested in exemplar models"),
+        "variational autoencoders; kernel density estimation",
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #d67e8190
 #| code-fold: true
 _generative_3 = (
-    Chapter("vaebm", 4, 5, "VAEBM: A Symbiosis between Variational Autoencoders and Energy-based Models",
+    Chapter(
+        "vaebm",
+        4,
+        5,
+        "VAEBM: A Symbiosis between Variational Autoencoders and Energy-based Models",
         "Multiply a trained VAE by exp(-E(x)) and let a small energy network remove the mass from regions without "
         "data; a few Langevin steps in the noise space suffice.",
-        "Zhisheng Xiao, Karsten Kreis, Jan Kautz, Arash Vahdat", 2021, "ICLR 2021", "2010.00654",
-        _github("NVlabs/VAEBM"), _hebrew(48, "recommended for lovers of generative models, not a must"),
-        "variational autoencoders; Langevin dynamics", ("exemplar_vae",)),
-    Chapter("guided_diffusion", 4, 6, "Diffusion Models Beat GANs on Image Synthesis",
+        "Zhisheng Xiao, Karsten Kreis, Jan Kautz, Arash Vahdat",
+        2021,
+        "ICLR 2021",
+        "2010.00654",
+        _github("NVlabs/VAEBM"),
+        _hebrew(48, "recommended for lovers of generative models, not a must"),
+        "variational autoencoders; Langevin dynamics",
+        ("exemplar_vae",),
+    ),
+    Chapter(
+        "guided_diffusion",
+        4,
+        6,
+        "Diffusion Models Beat GANs on Image Synthesis",
         "A diffusion model steered by the gradient of a classifier trained on noisy images beats BigGAN, and the size "
         "of the gradient trades diversity for fidelity.",
-        "Prafulla Dhariwal, Alex Nichol", 2021, "NeurIPS 2021", "2105.05233", _github("openai/guided-diffusion"),
+        "Prafulla Dhariwal, Alex Nichol",
+        2021,
+        "NeurIPS 2021",
+        "2105.05233",
+        _github("openai/guided-diffusion"),
         _hebrew(60, "a must to study generative models other than GANs and VAEs"),
-        "variational inference; Langevin dynamics; a good base in probability"),
+        "variational inference; Langevin dynamics; a good base in probability",
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #9b67d479
 #| code-fold: true
 _explain_1 = (
-    Chapter("latent_directions", 5, 1, "Unsupervised Discovery of Interpretable Directions in the GAN Latent Space",
+    Chapter(
+        "latent_directions",
+        5,
+        1,
+        "Unsupervised Discovery of Interpretable Directions in the GAN Latent Space",
         "Directions in the latent space of a fixed generator are learned without labels by asking a second network "
         "which direction was taken; those that are easy to tell apart can be interpreted.",
-        "Andrey Voynov, Artem Babenko", 2020, "ICML 2020", "2002.03754", _github("anvoynov/GANLatentDiscovery"),
-        _hebrew(59, "recommended for those who work with GANs"), "the principles of GANs"),
-    Chapter("gan_control", 5, 2, "GAN-Control: Explicitly Controllable GANs",
+        "Andrey Voynov, Artem Babenko",
+        2020,
+        "ICML 2020",
+        "2002.03754",
+        _github("anvoynov/GANLatentDiscovery"),
+        _hebrew(59, "recommended for those who work with GANs"),
+        "the principles of GANs",
+    ),
+    Chapter(
+        "gan_control",
+        5,
+        2,
+        "GAN-Control: Explicitly Controllable GANs",
         "Cut the latent space into one part per attribute, train each with a contrastive loss, and attributes such as "
         "age or pose can be set explicitly.",
-        "Alon Shoshan, Nadav Bhonker, Igor Kviatkovsky, Gérard Medioni", 2021, "ICCV 2021", "2101.02477",
-        _github("amazon-science/gan-control"), _hebrew(32, "a must for GAN lovers"),
-        "modern GANs such as StyleGAN2; contrastive learning", ("latent_directions",)),
+        "Alon Shoshan, Nadav Bhonker, Igor Kviatkovsky, Gérard Medioni",
+        2021,
+        "ICCV 2021",
+        "2101.02477",
+        _github("amazon-science/gan-control"),
+        _hebrew(32, "a must for GAN lovers"),
+        "modern GANs such as StyleGAN2; contrastive learning",
+        ("latent_directions",),
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #3b50e282
 #| code-fold: true
 _explain_2 = (
-    Chapter("stylex", 5, 3, "Explaining in Style: Training a GAN to explain a classifier in StyleSpace",
+    Chapter(
+        "stylex",
+        5,
+        3,
+        "Explaining in Style: Training a GAN to explain a classifier in StyleSpace",
         "Train a StyleGAN2 together with an encoder and the classifier to be explained; its style coordinates then "
         "hold the attributes that move the classifier most.",
         "Oran Lang, Yossi Gandelsman, Michal Yarom, Yoav Wald, Gal Elidan, Avinatan Hassidim, William T. Freeman, "
-        "Phillip Isola, Amir Globerson, Michal Irani, Inbar Mosseri", 2021, "ICCV 2021", "2104.13369",
-        _github("google/explaining-in-style"), _hebrew(51, "almost a must"),
-        "StyleGAN; the idea of explaining a model", ("latent_directions",)),
-    Chapter("neuron_shapley", 5, 4, "Neuron Shapley: Discovering the Responsible Neurons",
+        "Phillip Isola, Amir Globerson, Michal Irani, Inbar Mosseri",
+        2021,
+        "ICCV 2021",
+        "2104.13369",
+        _github("google/explaining-in-style"),
+        _hebrew(51, "almost a must"),
+        "StyleGAN; the idea of explaining a model",
+        ("latent_directions",),
+    ),
+    Chapter(
+        "neuron_shapley",
+        5,
+        4,
+        "Neuron Shapley: Discovering the Responsible Neurons",
         "The Shapley value of a filter finds the neurons that matter far better than its size or activation, and a "
         "bandit sampler finds the top few with far fewer evaluations.",
-        "Amirata Ghorbani, James Zou", 2020, "NeurIPS 2020", "2002.09815", _github("amiratag/neuronshapley"),
-        _hebrew(52, "almost a must"), "explanations such as SHAP; confidence intervals"),
+        "Amirata Ghorbani, James Zou",
+        2020,
+        "NeurIPS 2020",
+        "2002.09815",
+        _github("amiratag/neuronshapley"),
+        _hebrew(52, "almost a must"),
+        "explanations such as SHAP; confidence intervals",
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #c7e43e9e
 #| code-fold: true
 _robust_1 = (
-    Chapter("aum", 6, 1, "Identifying Mislabeled Data using the Area Under the Margin Ranking",
+    Chapter(
+        "aum",
+        6,
+        1,
+        "Identifying Mislabeled Data using the Area Under the Margin Ranking",
         "The margin of an example's label, averaged over training, ranks mislabeled examples at the bottom, and an "
         "artificial extra class gives the cut-off.",
-        "Geoff Pleiss, Tianyi Zhang, Ethan R. Elenberg, Kilian Q. Weinberger", 2020, "NeurIPS 2020", "2001.10528",
-        _github("asappresearch/aum"), _hebrew(34, "almost a must"), "how networks are trained"),
-    Chapter("early_stopping", 6, 2, "Gradient Descent with Early Stopping is Provably Robust to Label Noise for "
+        "Geoff Pleiss, Tianyi Zhang, Ethan R. Elenberg, Kilian Q. Weinberger",
+        2020,
+        "NeurIPS 2020",
+        "2001.10528",
+        _github("asappresearch/aum"),
+        _hebrew(34, "almost a must"),
+        "how networks are trained",
+    ),
+    Chapter(
+        "early_stopping",
+        6,
+        2,
+        "Gradient Descent with Early Stopping is Provably Robust to Label Noise for "
         "Overparameterized Neural Networks",
         "On clustered inputs, gradient descent fits the clean labels first and stays near its start, so stopping "
         "early returns the right label of every training point.",
-        "Mingchen Li, Mahdi Soltanolkotabi, Samet Oymak", 2020, "AISTATS 2020", "1903.11680", "",
+        "Mingchen Li, Mahdi Soltanolkotabi, Samet Oymak",
+        2020,
+        "AISTATS 2020",
+        "1903.11680",
+        "",
         _hebrew(58, "a must for those who want to understand training; for others the conclusions"),
-        "advanced calculus and optimization theory", ("aum",)),
+        "advanced calculus and optimization theory",
+        ("aum",),
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #100ab26f
 #| code-fold: true
 _robust_2 = (
-    Chapter("sam", 6, 3, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+    Chapter(
+        "sam",
+        6,
+        3,
+        "Sharpness-Aware Minimization for Efficiently Improving Generalization",
         "Minimizing the worst loss in a small ball around the weights finds flatter minima that generalize better, at "
         "the price of two gradients a step.",
-        "Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur", 2021, "ICLR 2021", "2010.01412",
-        _github("google-research/sam"), _hebrew(43, "a must for those who ask what happens inside training"),
-        "optimization methods"),
-    Chapter("functional_entropy", 6, 4,
+        "Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur",
+        2021,
+        "ICLR 2021",
+        "2010.01412",
+        _github("google-research/sam"),
+        _hebrew(43, "a must for those who ask what happens inside training"),
+        "optimization methods",
+    ),
+    Chapter(
+        "functional_entropy",
+        6,
+        4,
         "Removing Bias in Multi-modal Classifiers: Regularization by Maximizing Functional Entropies",
         "Reward the functional entropy of the output when each modality is perturbed, and the classifier stops "
         "ignoring the harder modality.",
-        "Itai Gat, Idan Schwartz, Alexander Schwing, Tamir Hazan", 2020, "NeurIPS 2020", "2010.10802",
+        "Itai Gat, Idan Schwartz, Alexander Schwing, Tamir Hazan",
+        2020,
+        "NeurIPS 2020",
+        "2010.10802",
         _github("itaigat/removing-bias-in-multi-modal-classifiers"),
         _hebrew(38, "highly recommended, not a must; some of the mathematics is tough"),
-        "information theory; some functional analysis"),
+        "information theory; some functional analysis",
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #4efa99e9
 #| code-fold: true
 _multitask = (
-    Chapter("supsup", 7, 1, "Supermasks in Superposition",
+    Chapter(
+        "supsup",
+        7,
+        1,
+        "Supermasks in Superposition",
         "One network with fixed random weights serves thousands of tasks through a binary mask for each, and one "
         "gradient of the output entropy names the mask when the task is not told.",
         "Mitchell Wortsman, Vivek Ramanujan, Rosanne Liu, Aniruddha Kembhavi, Mohammad Rastegari, Jason Yosinski, "
-        "Ali Farhadi", 2020, "NeurIPS 2020", "2006.14769", _github("RAIVNLab/supsup"),
-        _hebrew(39, "highly recommended: two good ideas"), "continual learning; Hopfield networks"),
-    Chapter("commentaries", 7, 2, "Teaching with Commentaries",
+        "Ali Farhadi",
+        2020,
+        "NeurIPS 2020",
+        "2006.14769",
+        _github("RAIVNLab/supsup"),
+        _hebrew(39, "highly recommended: two good ideas"),
+        "continual learning; Hopfield networks",
+    ),
+    Chapter(
+        "commentaries",
+        7,
+        2,
+        "Teaching with Commentaries",
         "Example weights, blends or masks, trained by gradient so that a student validates better, can be stored with "
         "the data and reused for new students.",
-        "Aniruddh Raghu, Maithra Raghu, Simon Kornblith, David Duvenaud, Geoffrey Hinton", 2021, "ICLR 2021",
-        "2011.03037", _github("googleinterns/commentaries"), _hebrew(37, "recommended to lovers of meta-learning"),
-        "meta-learning; advanced calculus"),
-    Chapter("meta_augmentation", 7, 3, "Meta-Learning Requires Meta-Augmentation",
+        "Aniruddh Raghu, Maithra Raghu, Simon Kornblith, David Duvenaud, Geoffrey Hinton",
+        2021,
+        "ICLR 2021",
+        "2011.03037",
+        _github("googleinterns/commentaries"),
+        _hebrew(37, "recommended to lovers of meta-learning"),
+        "meta-learning; advanced calculus",
+    ),
+    Chapter(
+        "meta_augmentation",
+        7,
+        3,
+        "Meta-Learning Requires Meta-Augmentation",
         "Adding randomness to the labels of a task, the same for support and query, cures both ways in which "
-        "meta-learners overfit.", "Janarthanan Rajendran, Alex Irpan, Eric Jang", 2020, "NeurIPS 2020", "2007.05549",
+        "meta-learners overfit.",
+        "Janarthanan Rajendran, Alex Irpan, Eric Jang",
+        2020,
+        "NeurIPS 2020",
+        "2007.05549",
         _github("google-research/google-research/tree/master/meta_augmentation"),
-        _hebrew(56, "recommended to lovers of meta-learning, not a must"), "meta-learning", ("commentaries",)),
+        _hebrew(56, "recommended to lovers of meta-learning, not a must"),
+        "meta-learning",
+        ("commentaries",),
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #48ac9e7f
 #| code-fold: true
 _transport = (
-    Chapter("robust_ot", 8, 1,
+    Chapter(
+        "robust_ot",
+        8,
+        1,
         "Robust Optimal Transport with Applications in Generative Modeling and Domain Adaptation",
         "Let each marginal move inside a small divergence ball: outliers lose their weight, and the dual still has "
         "one Lipschitz function.",
-        "Yogesh Balaji, Rama Chellappa, Soheil Feizi", 2020, "NeurIPS 2020", "2010.05862",
-        _github("yogeshbalaji/robustOT"), _hebrew(54, "recommended to those in domain adaptation"),
-        "distances of probability measures; constrained optimization"),
-    Chapter("otdd", 8, 2, "Geometric Dataset Distances via Optimal Transport",
+        "Yogesh Balaji, Rama Chellappa, Soheil Feizi",
+        2020,
+        "NeurIPS 2020",
+        "2010.05862",
+        _github("yogeshbalaji/robustOT"),
+        _hebrew(54, "recommended to those in domain adaptation"),
+        "distances of probability measures; constrained optimization",
+    ),
+    Chapter(
+        "otdd",
+        8,
+        2,
+        "Geometric Dataset Distances via Optimal Transport",
         "A distance between labeled data sets that compares labels by the distributions of their features needs no "
         "model and predicts how well transfer will do.",
-        "David Alvarez-Melis, Nicolo Fusi", 2020, "NeurIPS 2020", "2002.02923", _github("microsoft/otdd"),
-        _hebrew(57, "a must for those in domain adaptation"), "domain adaptation; optimal transport", ("robust_ot",)),
+        "David Alvarez-Melis, Nicolo Fusi",
+        2020,
+        "NeurIPS 2020",
+        "2002.02923",
+        _github("microsoft/otdd"),
+        _hebrew(57, "a must for those in domain adaptation"),
+        "domain adaptation; optimal transport",
+        ("robust_ot",),
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #30653c5f
 #| code-fold: true
 _language = (
-    Chapter("prism", 9, 1, "Language Through a Prism: A Spectral Approach for Multiscale Language Representations",
+    Chapter(
+        "prism",
+        9,
+        1,
+        "Language Through a Prism: A Spectral Approach for Multiscale Language Representations",
         "A band of the cosine transform of a neuron's activations along a text holds the information of one scale, "
-        "from word to document.", "Alex Tamkin, Dan Jurafsky, Noah Goodman", 2020, "NeurIPS 2020", "2011.04823", "",
-        _hebrew(50, "a must for NLP people"), "language models; Fourier or cosine transform"),
-    Chapter("infobert", 9, 2,
+        "from word to document.",
+        "Alex Tamkin, Dan Jurafsky, Noah Goodman",
+        2020,
+        "NeurIPS 2020",
+        "2011.04823",
+        "",
+        _hebrew(50, "a must for NLP people"),
+        "language models; Fourier or cosine transform",
+    ),
+    Chapter(
+        "infobert",
+        9,
+        2,
         "InfoBERT: Improving Robustness of Language Models from An Information Theoretic Perspective",
         "Two information-theoretic regularizers added to fine-tuning make a language model more robust to attacks at "
-        "little cost.", "Boxin Wang, Shuohang Wang, Yu Cheng, Zhe Gan, Ruoxi Jia, Bo Li, Jingjing Liu", 2021,
-        "ICLR 2021", "2010.02329", _github("AI-secure/InfoBERT"),
+        "little cost.",
+        "Boxin Wang, Shuohang Wang, Yu Cheng, Zhe Gan, Ruoxi Jia, Bo Li, Jingjing Liu",
+        2021,
+        "ICLR 2021",
+        "2010.02329",
+        _github("AI-secure/InfoBERT"),
         _hebrew(55, "an absolute must for lovers of adversarial training and information theory"),
-        "adversarial attacks; mutual information", ("alignment_uniformity",)),
-    Chapter("summarize_feedback", 9, 3, "Learning to summarize from human feedback",
+        "adversarial attacks; mutual information",
+        ("alignment_uniformity",),
+    ),
+    Chapter(
+        "summarize_feedback",
+        9,
+        3,
+        "Learning to summarize from human feedback",
         "Reinforcement learning against a reward model of human choices beats much larger supervised models; optimized "
         "too hard, the same reward makes summaries worse.",
         "Nisan Stiennon, Long Ouyang, Jeff Wu, Daniel M. Ziegler, Ryan Lowe, Chelsea Voss, Alec Radford, Dario Amodei, "
-        "Paul Christiano", 2020, "NeurIPS 2020", "2009.01325", _github("openai/summarize-from-feedback"),
-        _hebrew(53, "highly recommended"), "summarization; the basics of reinforcement learning"),
+        "Paul Christiano",
+        2020,
+        "NeurIPS 2020",
+        "2009.01325",
+        _github("openai/summarize-from-feedback"),
+        _hebrew(53, "highly recommended"),
+        "summarization; the basics of reinforcement learning",
+    ),
 )
 
 # %% ../nbs/00_foundations/01_course.ipynb #b92221c6
-CATALOGUE = (*_foundations, *_adaptive, *_architectures_1, *_architectures_2, *_contrastive_1, *_contrastive_2,
-             *_generative_1, *_generative_2, *_generative_3, *_explain_1, *_explain_2, *_robust_1, *_robust_2,
-             *_multitask, *_transport, *_language)
+CATALOGUE = (
+    *_foundations,
+    *_adaptive,
+    *_architectures_1,
+    *_architectures_2,
+    *_contrastive_1,
+    *_contrastive_2,
+    *_generative_1,
+    *_generative_2,
+    *_generative_3,
+    *_explain_1,
+    *_explain_2,
+    *_robust_1,
+    *_robust_2,
+    *_multitask,
+    *_transport,
+    *_language,
+)
 
 # %% ../nbs/00_foundations/01_course.ipynb #a8dab39b
 def chapter(
@@ -402,11 +784,13 @@ def notebook_path(
     "Where the chapter's notebook lies or will lie, relative to `course_root()`."
     return f"nbs/{PARTS[c.part][0]}/{c.number:02d}_{c.name}.ipynb"
 
+
 @patch(as_prop=True)
 def notebook(self: Chapter) -> str | None:
     "Path of the notebook relative to `course_root()`; None if it is not written yet."
     path = notebook_path(self)
     return path if (course_root() / path).is_file() else None
+
 
 @patch(as_prop=True)
 def module(self: Chapter) -> str:
@@ -421,10 +805,19 @@ def minutes(self: Chapter) -> int | None:
     if self.notebook is None:
         return None
     cells = json.loads((course_root() / self.notebook).read_text(encoding="utf-8"))["cells"]
-    cells = [(c["cell_type"], "".join(c["source"])) for c in cells if "solution" not in c["metadata"].get("tags", [])]
+    cells = [
+        (c["cell_type"], "".join(c["source"]))
+        for c in cells
+        if "solution" not in c["metadata"].get("tags", [])
+    ]
     words = sum(len(source.split()) for kind, source in cells if kind == "markdown")
-    lines = sum(source.count("\n") + 1 for kind, source in cells if kind == "code" and "code-fold" not in source)
+    lines = sum(
+        source.count("\n") + 1
+        for kind, source in cells
+        if kind == "code" and "code-fold" not in source
+    )
     return max(5, 5 * round((words / 200 + lines / 15) / 5))
+
 
 @patch(as_prop=True)
 def bibtex(self: Chapter) -> str:
@@ -432,9 +825,17 @@ def bibtex(self: Chapter) -> str:
     if not self.authors:
         return ""
     authors = " and ".join(self.authors.split(", "))
-    rows = {"title": "{" + self.title + "}", "author": authors, "year": self.year, "howpublished": self.venue,
-            "eprint": self.arxiv, "archivePrefix": "arXiv"}
-    return f"@misc{{{self.name},\n" + ",\n".join(f"  {k} = {{{v}}}" for k, v in rows.items()) + "\n}"
+    rows = {
+        "title": "{" + self.title + "}",
+        "author": authors,
+        "year": self.year,
+        "howpublished": self.venue,
+        "eprint": self.arxiv,
+        "archivePrefix": "arXiv",
+    }
+    return (
+        f"@misc{{{self.name},\n" + ",\n".join(f"  {k} = {{{v}}}" for k, v in rows.items()) + "\n}"
+    )
 
 # %% ../nbs/00_foundations/01_course.ipynb #3396f91e
 def write_atomic(
@@ -461,12 +862,14 @@ def write_atomic(
 # %% ../nbs/00_foundations/01_course.ipynb #7fc80536
 SCALES = ("quick", "full", "gpu")
 
+
 def scale() -> str:
     "How much to compute: 'quick', 'full' or 'gpu', from PONDERLEARN_SCALE ('full' if it is not set)."
     value = os.environ.get("PONDERLEARN_SCALE") or "full"
     if value not in SCALES:
         raise ValueError(f"PONDERLEARN_SCALE must be one of 'quick', 'full', 'gpu', got {value!r}")
     return value
+
 
 def by_scale(
     *,
@@ -490,18 +893,24 @@ def device():
     try:
         found = torch.device(name)
     except RuntimeError as e:
-        raise ValueError(f"PONDERLEARN_DEVICE must be a torch device such as 'cpu' or 'cuda', got {name!r}") from e
+        raise ValueError(
+            f"PONDERLEARN_DEVICE must be a torch device such as 'cpu' or 'cuda', got {name!r}"
+        ) from e
     try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as e:
-        raise RuntimeError(f"PONDERLEARN_DEVICE must name a device that PyTorch finds here, got {name!r}") from e
+        raise RuntimeError(
+            f"PONDERLEARN_DEVICE must name a device that PyTorch finds here, got {name!r}"
+        ) from e
     return found
 
 # %% ../nbs/00_foundations/01_course.ipynb #58d02cbc
 HOLDS = ("yes", "no", "partly", "not tested at this scale")
 
+
 class Claim(NamedTuple):
     "One claim of a paper, and what was measured here. Rows are told apart by (claim, scale, device)."
+
     claim: str  # the claim, a short sentence
     scale: str  # 'quick', 'full' or 'gpu'
     device: str  # 'cpu', 'cuda', ...
@@ -526,11 +935,15 @@ def _plain(x, argument):
         raise ValueError(f"{argument} must be finite, or say in words what happened, got {x}")
     return x
 
+
 def _scalar(x, argument):
     "A NumPy or PyTorch scalar as a Python value; anything else as it is."
     if any(k != 1 for k in getattr(x, "shape", ())):
-        raise ValueError(f"{argument} must be one value, got {type(x).__name__} of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{argument} must be one value, got {type(x).__name__} of shape {tuple(x.shape)}"
+        )
     return x.item() if hasattr(x, "item") else x
+
 
 def _text(x, argument, empty=False):
     "`x`, if it is text."
@@ -540,12 +953,15 @@ def _text(x, argument, empty=False):
         raise ValueError(f"{argument} must not be empty, got {x!r}")
     return x
 
+
 def _verdict(holds):
     "`holds` as one of HOLDS."
     holds = _scalar(holds, "holds")
     holds = {True: "yes", False: "no"}[holds] if isinstance(holds, bool) else holds
     if holds not in HOLDS:
-        raise ValueError(f"holds must be a bool or one of {', '.join(map(repr, HOLDS))}, got {holds!r}")
+        raise ValueError(
+            f"holds must be a bool or one of {', '.join(map(repr, HOLDS))}, got {holds!r}"
+        )
     return holds
 
 # %% ../nbs/00_foundations/01_course.ipynb #65b61aff
@@ -560,19 +976,23 @@ def _span(interval):
         raise ValueError(f"interval must be (low, high), got {ends}")
     return float(ends[0]), float(ends[1])
 
+
 def _counted(n_seeds, seeds):
     "The number of seeds and the seeds, as Python integers; either may be None."
     try:
         seeds = None if seeds is None else tuple(map(index, seeds))
         n_seeds = None if n_seeds is None else index(n_seeds)
     except TypeError as e:
-        raise TypeError(f"seeds must be integers and n_seeds their number, got {seeds!r} and {n_seeds!r}") from e
+        raise TypeError(
+            f"seeds must be integers and n_seeds their number, got {seeds!r} and {n_seeds!r}"
+        ) from e
     if None not in (n_seeds, seeds) and n_seeds != len(seeds):
         raise ValueError(f"n_seeds must be the number of seeds, {len(seeds)}, got {n_seeds}")
     return (len(seeds) if n_seeds is None and seeds is not None else n_seeds), seeds
 
 # %% ../nbs/00_foundations/01_course.ipynb #7c3f73cf
 _recorded: dict[tuple, Claim] = {}
+
 
 def record(
     chapter: str,  # the chapter's name
@@ -592,14 +1012,30 @@ def record(
     """Record what was measured for a claim at the present scale and device; a second call replaces the first.
 
     TypeError or ValueError for what is no number, text or verdict, for NaN, an empty rule or an unknown chapter."""
-    row = Claim(_text(claim, "claim"), scale(), device().type, _plain(paper, "paper"), _plain(here, "here"),
-                _span(interval), _text(unit, "unit", empty=True), *_counted(n_seeds, seeds), _text(rule, "rule"),
-                _verdict(holds), None if cell is None else _text(cell, "cell"), _text(note, "note", empty=True))
+    row = Claim(
+        _text(claim, "claim"),
+        scale(),
+        device().type,
+        _plain(paper, "paper"),
+        _plain(here, "here"),
+        _span(interval),
+        _text(unit, "unit", empty=True),
+        *_counted(n_seeds, seeds),
+        _text(rule, "rule"),
+        _verdict(holds),
+        None if cell is None else _text(cell, "cell"),
+        _text(note, "note", empty=True),
+    )
     _recorded[(_known(chapter), row.claim, row.scale, row.device)] = row
     if os.environ.get("PONDERLEARN_RECORD"):
         rows = [c._asdict() for key, c in _recorded.items() if key[0] == chapter]
         file = Path(os.environ["PONDERLEARN_RECORD"]) / f"{chapter}.json"
-        write_atomic(file, json.dumps({"chapter": chapter, "runs": [], "claims": rows}, indent=1, ensure_ascii=False))
+        write_atomic(
+            file,
+            json.dumps(
+                {"chapter": chapter, "runs": [], "claims": rows}, indent=1, ensure_ascii=False
+            ),
+        )
     return row
 
 # %% ../nbs/00_foundations/01_course.ipynb #779e85ec
@@ -632,17 +1068,21 @@ def _digits(x) -> str:
     text = f"{x:,.{max(0, 2 - math.floor(math.log10(abs(x))))}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
+
 def _number(x, unit=""):
     "A number and its unit; text as it is."
     return x if isinstance(x, str) else _digits(x) + (f" {unit}" if unit else "")
+
 
 def _ends(interval) -> str:
     "An interval as text; nothing for None."
     return f"[{_digits(interval[0])}, {_digits(interval[1])}]" if interval else ""
 
+
 def _measured(row):
     "What was measured, with its interval."
     return f"{_number(row['here'], row['unit'])} {_ends(row.get('interval'))}".rstrip()
+
 
 def html_table(
     header: list[str],  # names of the columns
@@ -651,13 +1091,21 @@ def html_table(
 ) -> Page:
     "A table as HTML with `<th scope>` and as aligned text. Cells are plain text."
     head = "".join(f'<th scope="col" style="text-align:left">{escape(h)}</th>' for h in header)
-    line = lambda r: (f'<tr><th scope="row" style="text-align:left;font-weight:normal">{escape(r[0])}</th>'
-                      + "".join(f'<td style="text-align:left">{escape(c)}</td>' for c in r[1:]) + "</tr>")
+    line = lambda r: (
+        f'<tr><th scope="row" style="text-align:left;font-weight:normal">{escape(r[0])}</th>'
+        + "".join(f'<td style="text-align:left">{escape(c)}</td>' for c in r[1:])
+        + "</tr>"
+    )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    html = (f'<table class="ponderlearn">{title}<thead><tr>{head}</tr></thead>'
-            f"<tbody>{''.join(map(line, rows))}</tbody></table>")
+    html = (
+        f'<table class="ponderlearn">{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(map(line, rows))}</tbody></table>"
+    )
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
-    text = "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [header, *rows])
+    text = "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
+        for r in [header, *rows]
+    )
     return Page(html, f"{caption}\n{text}" if caption else text)
 
 # %% ../nbs/00_foundations/01_course.ipynb #b79b29fe
@@ -671,8 +1119,11 @@ def claims_table(
     paper = lambda r: _number(r["paper"], r["unit"])
     here = lambda r: _measured(r) + (f"; {r['note']}" if r["note"] else "")
     cells = [[r["claim"], paper(r), here(r), seeds(r), r["rule"], r["holds"]] for r in rows]
-    return html_table(["claim", "paper", "here [95 % interval]", "seeds", "rule", "holds?"], cells,
-                      f"Measured at scale {scale()}")
+    return html_table(
+        ["claim", "paper", "here [95 % interval]", "seeds", "rule", "holds?"],
+        cells,
+        f"Measured at scale {scale()}",
+    )
 
 # %% ../nbs/00_foundations/01_course.ipynb #fc041847
 def _stored(name):
@@ -680,9 +1131,14 @@ def _stored(name):
     file = course_root() / "results" / f"{name}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
-    path = chapter(name).notebook  # foundations claim nothing: their run stands in the notebook's metadata
-    run = path and json.loads((course_root() / path).read_text(encoding="utf-8"))["metadata"].get("ponderlearn")
+    path = chapter(
+        name
+    ).notebook  # foundations claim nothing: their run stands in the notebook's metadata
+    run = path and json.loads((course_root() / path).read_text(encoding="utf-8"))["metadata"].get(
+        "ponderlearn"
+    )
     return {"chapter": name, "runs": [run] if run else [], "claims": []}
+
 
 def runs(
     chapter: str,  # the chapter's name
@@ -692,7 +1148,10 @@ def runs(
     folder = os.environ.get("PONDERLEARN_RECORD")
     now = Path(folder or "") / f"{chapter}.json"
     if folder and now.is_file():
-        found |= {(r["scale"], r["device"]): r for r in json.loads(now.read_text(encoding="utf-8"))["runs"]}
+        found |= {
+            (r["scale"], r["device"]): r
+            for r in json.loads(now.read_text(encoding="utf-8"))["runs"]
+        }
     return list(found.values())
 
 # %% ../nbs/00_foundations/01_course.ipynb #87a710e4
@@ -706,7 +1165,9 @@ def results(
         ran = {(r["scale"], r["device"]): r for r in stored["runs"]}
         for row in stored["claims"]:
             run = ran.get((row["scale"], row["device"]), {})
-            found.append({"chapter": name, **row, **{k: run.get(k) for k in ("torch", "seconds", "date")}})
+            found.append(
+                {"chapter": name, **row, **{k: run.get(k) for k in ("torch", "seconds", "date")}}
+            )
     return found
 
 # %% ../nbs/00_foundations/01_course.ipynb #8295343e
@@ -735,10 +1196,14 @@ def links(
     path, found = notebook_path(chapter(name)), {}
     if get("user"):
         place = f"{get('user')}/{get('repo')}/blob/{get('branch')}/{path}"
-        found |= {"Open in Colab": f"https://colab.research.google.com/github/{place}",
-                  "Source": f"https://github.com/{place}"}
+        found |= {
+            "Open in Colab": f"https://colab.research.google.com/github/{place}",
+            "Source": f"https://github.com/{place}",
+        }
     if get("doc_host"):
-        found["On the site"] = f"{get('doc_host')}{get('doc_baseurl')}/{path.removesuffix('.ipynb')}.html"
+        found["On the site"] = (
+            f"{get('doc_host')}{get('doc_baseurl')}/{path.removesuffix('.ipynb')}.html"
+        )
     return found
 
 # %% ../nbs/00_foundations/01_course.ipynb #fba497ce
@@ -747,6 +1212,7 @@ def _time(c):
     known = {s: t for s, t in c.seconds.items() if t is not None}
     return ", ".join(f"{t:.0f} s at {s}" for s, t in known.items()) or "not measured yet"
 
+
 def _facts(c):
     "What stands on a card: (label, text, address or '')."
     yield "Authors", c.authors, ""
@@ -754,8 +1220,14 @@ def _facts(c):
     yield "Paper", f"arXiv:{c.arxiv}", f"https://arxiv.org/abs/{c.arxiv}"
     yield "Official code", c.code.removeprefix("https://") or "none", c.code
     r = c.review
-    yield "Review", (f"{r.reviewer}, in {r.language} ({r.where}); retold in our words; the opinions are the "
-                     "reviewer's"), r.url
+    yield (
+        "Review",
+        (
+            f"{r.reviewer}, in {r.language} ({r.where}); retold in our words; the opinions are the "
+            "reviewer's"
+        ),
+        r.url,
+    )
     yield "Reviewer's reading recommendation", r.recommendation, ""
 
 # %% ../nbs/00_foundations/01_course.ipynb #1ff9b3ae
@@ -764,19 +1236,37 @@ def card(
 ) -> Page:
     "The chapter's card: credit, what to know first, minutes to read, measured seconds, links, BibTeX."
     c = chapter(name)
-    first = "; ".join(x for x in (c.know, ", ".join(f"the chapter “{chapter(p).title}”" for p in c.prerequisites)) if x)
-    facts = [*(_facts(c) if c.authors else ()), ("Know first", first or "nothing but Python", ""),
-             ("To read", f"{c.minutes} minutes" if c.minutes else "not written yet", ""),
-             ("To run", _time(c) if c.notebook else "not written yet", ""),
-             *(("Link", label, url) for label, url in links(name).items())]
+    first = "; ".join(
+        x
+        for x in (c.know, ", ".join(f"the chapter “{chapter(p).title}”" for p in c.prerequisites))
+        if x
+    )
+    facts = [
+        *(_facts(c) if c.authors else ()),
+        ("Know first", first or "nothing but Python", ""),
+        ("To read", f"{c.minutes} minutes" if c.minutes else "not written yet", ""),
+        ("To run", _time(c) if c.notebook else "not written yet", ""),
+        *(("Link", label, url) for label, url in links(name).items()),
+    ]
     rows = "".join(
         f'<tr><th scope="row" style="text-align:left;vertical-align:top;white-space:nowrap">{escape(label)}</th>'
-        f'<td style="text-align:left">{_anchor(text, url)}</td></tr>' for label, text, url in facts)
-    fold = f"<details><summary>BibTeX</summary><pre>{escape(c.bibtex)}</pre></details>" if c.bibtex else ""
-    html = (f'<div class="ponderlearn-card" style="border-left:4px solid #0072B2;padding:0.3em 1em">'
-            f"<strong>{escape(c.title)}</strong><table><tbody>{rows}</tbody></table>{fold}</div>")
-    text = "\n".join([c.title, *(f"  {label}: {text}{f' <{url}>' if url else ''}" for label, text, url in facts)])
+        f'<td style="text-align:left">{_anchor(text, url)}</td></tr>'
+        for label, text, url in facts
+    )
+    fold = (
+        f"<details><summary>BibTeX</summary><pre>{escape(c.bibtex)}</pre></details>"
+        if c.bibtex
+        else ""
+    )
+    html = (
+        f'<div class="ponderlearn-card" style="border-left:4px solid #0072B2;padding:0.3em 1em">'
+        f"<strong>{escape(c.title)}</strong><table><tbody>{rows}</tbody></table>{fold}</div>"
+    )
+    text = "\n".join(
+        [c.title, *(f"  {label}: {text}{f' <{url}>' if url else ''}" for label, text, url in facts)]
+    )
     return Page(html, f"{text}\n{c.bibtex}".rstrip())
+
 
 def _anchor(text, url):
     "Text, as a link if there is an address."

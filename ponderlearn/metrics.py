@@ -32,7 +32,9 @@ def _numbers(x, argument: str) -> np.ndarray:
         x = x.double() if x.is_floating_point() else x
     try:
         x = np.asarray(x)
-        x = None if x.dtype.kind in "cSU" else x.astype(np.float64)  # complex numbers and text are refused
+        x = (
+            None if x.dtype.kind in "cSU" else x.astype(np.float64)
+        )  # complex numbers and text are refused
     except (TypeError, ValueError):
         x = None
     check(x is not None, argument, "be a sequence of numbers", name, TypeError)
@@ -59,7 +61,9 @@ def paired_interval(
     return Interval(mean, mean - half, mean + half)
 
 # %% ../nbs/00_foundations/09_metrics.ipynb #0cbe35b5
-def _probe_data(z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor) -> list[np.ndarray]:
+def _probe_data(
+    z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor
+) -> list[np.ndarray]:
     "The four as arrays, features in float64; TypeError or ValueError if they do not fit together."
     sizes, named = {}, {"train": (z_train, y_train), "test": (z_test, y_test)}
     for part, (z, y) in named.items():
@@ -67,9 +71,17 @@ def _probe_data(z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor
         check_tensor(y, f"y_{part}", (f"n_{part}",), kind="integer", sizes=sizes)
         check_values(z, f"z_{part}")
         check_labels(y, f"y_{part}")
-    check(len(y_train.unique()) > 1, "y_train", "hold at least 2 classes", f"only class {int(y_train[0])}")
-    return [t.detach().cpu().double().numpy() if t.is_floating_point() else t.cpu().numpy()
-            for pair in named.values() for t in pair]
+    check(
+        len(y_train.unique()) > 1,
+        "y_train",
+        "hold at least 2 classes",
+        f"only class {int(y_train[0])}",
+    )
+    return [
+        t.detach().cpu().double().numpy() if t.is_floating_point() else t.cpu().numpy()
+        for pair in named.values()
+        for t in pair
+    ]
 
 # %% ../nbs/00_foundations/09_metrics.ipynb #174af4dc
 def linear_probe(
@@ -85,8 +97,14 @@ def linear_probe(
     x, y, x_test, y_test = _probe_data(z_train, y_train, z_test, y_test)
     check_choice(method, "method", ("logistic", "ridge"))
     penalty = check_number(penalty, "penalty", low=0, open_low=True)
-    linear, scaler = need("sklearn.linear_model"), need("sklearn.preprocessing").StandardScaler().fit(x)
-    ridge, logistic = linear.RidgeClassifier(penalty), linear.LogisticRegression(C=1 / penalty, max_iter=1000)
+    linear, scaler = (
+        need("sklearn.linear_model"),
+        need("sklearn.preprocessing").StandardScaler().fit(x),
+    )
+    ridge, logistic = (
+        linear.RidgeClassifier(penalty),
+        linear.LogisticRegression(C=1 / penalty, max_iter=1000),
+    )
     model = ridge if method == "ridge" else logistic
     return float(model.fit(scaler.transform(x), y).score(scaler.transform(x_test), y_test))
 
@@ -127,18 +145,30 @@ def reliability(
 ) -> Reliability:
     "The table behind a reliability diagram, of the most probable class; TypeError or ValueError for bad input."
     sizes = {}
-    check_tensor(probabilities, "probabilities", ("n", "K"), kind="float", nonempty=True, sizes=sizes)
+    check_tensor(
+        probabilities, "probabilities", ("n", "K"), kind="float", nonempty=True, sizes=sizes
+    )
     check_tensor(labels, "labels", ("n",), kind="integer", sizes=sizes)
     check_labels(labels, n_classes=sizes["K"])
     n_bins = check_int(n_bins, "n_bins", low=1)
     check_choice(kind, "kind", ("width", "mass"))
     p = check_values(probabilities, "probabilities", low=0).detach().cpu().double()
-    off, tolerance = (p.sum(1) - 1).abs().max().item(), 1e-3 if probabilities.dtype.itemsize >= 4 else 2e-2
-    check(off < tolerance, "probabilities", "have rows that sum to 1", f"a row that is off by {off:.3g}")
+    off, tolerance = (
+        (p.sum(1) - 1).abs().max().item(),
+        1e-3 if probabilities.dtype.itemsize >= 4 else 2e-2,
+    )
+    check(
+        off < tolerance,
+        "probabilities",
+        "have rows that sum to 1",
+        f"a row that is off by {off:.3g}",
+    )
     return _table(*p.max(1), labels.cpu(), n_bins, kind)
 
 # %% ../nbs/00_foundations/09_metrics.ipynb #aeea8502
-def _table(confidence: Tensor, guess: Tensor, labels: Tensor, n_bins: int, kind: str) -> Reliability:
+def _table(
+    confidence: Tensor, guess: Tensor, labels: Tensor, n_bins: int, kind: str
+) -> Reliability:
     "Samples sorted into bins; sums over all bins at once."
     n = len(labels)
     if kind == "width":

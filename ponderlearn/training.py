@@ -52,7 +52,8 @@ def _seed_of(seed: int, step: int) -> int:
 
 def seeded(
     seed: int,  # seed of the run, 0 .. 2**31 - 1
-    step: int | None = None,  # with a step: the generator that `fit` hands to `batches` at that step
+    step: int
+    | None = None,  # with a step: the generator that `fit` hands to `batches` at that step
     *,
     device: str | torch.device = "cpu",  # where the generator draws
 ) -> torch.Generator:
@@ -95,8 +96,21 @@ def progress(
     bar = bar and not _inside
     if bar and file is None and "PONDERLEARN_RECORD" not in os.environ:
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-        file = _CellLine() if getattr(shell, "kernel", None) else sys.stderr if sys.stderr.isatty() else None
-    return tqdm(total=total, desc=what or None, unit=unit, initial=initial, disable=not bar or file is None, file=file)
+        file = (
+            _CellLine()
+            if getattr(shell, "kernel", None)
+            else sys.stderr
+            if sys.stderr.isatty()
+            else None
+        )
+    return tqdm(
+        total=total,
+        desc=what or None,
+        unit=unit,
+        initial=initial,
+        disable=not bar or file is None,
+        file=file,
+    )
 
 # %% ../nbs/00_foundations/08_training.ipynb #9f82692d
 def save_checkpoint(
@@ -110,7 +124,9 @@ def save_checkpoint(
     try:
         torch.load(buffer, map_location="meta", weights_only=True)
     except Exception as e:
-        raise TypeError(f"state must hold tensors, numbers, strings and containers of them, got {e}") from e
+        raise TypeError(
+            f"state must hold tensors, numbers, strings and containers of them, got {e}"
+        ) from e
     write_atomic(path, buffer.getvalue())
 
 # %% ../nbs/00_foundations/08_training.ipynb #bf9a4057
@@ -152,7 +168,9 @@ class History:
         return self.last["seconds"]
 
     def __repr__(self) -> str:
-        return f"History({len(self.rows)} steps, loss {self.last['loss']:.4g}, {self.seconds:.1f} s)"
+        return (
+            f"History({len(self.rows)} steps, loss {self.last['loss']:.4g}, {self.seconds:.1f} s)"
+        )
 
 # %% ../nbs/00_foundations/08_training.ipynb #bc29714c
 _COLUMNS = ("step", "loss", "grad_norm", "seconds")
@@ -163,7 +181,11 @@ def _check_numbers(numbers, source: str) -> None:
     check(isinstance(numbers, dict), source, "return a dict of numbers", numbers, TypeError)
     for k, v in numbers.items():
         check(k not in _COLUMNS, source, f"not use the names {', '.join(_COLUMNS)}", k)
-        ok = v.numel() == 1 if isinstance(v, Tensor) else hasattr(v, "__float__") and not isinstance(v, str)
+        ok = (
+            v.numel() == 1
+            if isinstance(v, Tensor)
+            else hasattr(v, "__float__") and not isinstance(v, str)
+        )
         check(ok, f"{source}'s {k!r}", "be one number", describe(v), TypeError)
 
 
@@ -171,11 +193,21 @@ def _loss(loss_fn: Callable, model: nn.Module, batch) -> tuple[Tensor, dict]:
     "The checked loss and logs of one batch."
     out = loss_fn(model, batch)
     loss, logs = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
-    check(isinstance(loss, Tensor), "loss_fn", "return a tensor or (tensor, dict of logs)", out, TypeError)
+    check(
+        isinstance(loss, Tensor),
+        "loss_fn",
+        "return a tensor or (tensor, dict of logs)",
+        out,
+        TypeError,
+    )
     check(loss.ndim == 0, "loss_fn", "return a scalar loss, shape ()", loss)
     check(loss.is_floating_point(), "loss_fn", "return a loss of float dtype", loss, TypeError)
-    check(loss.requires_grad, "loss_fn", "return a loss that depends on trainable parameters",
-          "one without a gradient (detached, or made under no_grad)")
+    check(
+        loss.requires_grad,
+        "loss_fn",
+        "return a loss that depends on trainable parameters",
+        "one without a gradient (detached, or made under no_grad)",
+    )
     if logs != {}:
         _check_numbers(logs, "loss_fn's logs")
     return loss, logs
@@ -199,19 +231,42 @@ def _part(batch, rank: int, n: int, weight: Callable | None) -> tuple:
     "The rows of process `rank` of `n` and their share of the loss; all tensors but scalars are cut along the first axis."
     sizes = []
     _map(lambda t: sizes.append(len(t)) if t.ndim else None, batch)
-    check(len(set(sizes)) == 1, "batches", f"return tensors with one size in front, to be cut for {n} processes",
-          f"sizes {sorted(set(sizes))}")
-    check(sizes[0] >= n, "batches", f"return at least {n} rows for {n} processes", f"{sizes[0]} rows")
+    check(
+        len(set(sizes)) == 1,
+        "batches",
+        f"return tensors with one size in front, to be cut for {n} processes",
+        f"sizes {sorted(set(sizes))}",
+    )
+    check(
+        sizes[0] >= n, "batches", f"return at least {n} rows for {n} processes", f"{sizes[0]} rows"
+    )
     rows = slice(sizes[0] * rank // n, sizes[0] * (rank + 1) // n)
     part = _map(lambda t: t[rows] if t.ndim else t, batch)
-    return part, float(weight(part) / weight(batch) if weight else (rows.stop - rows.start) / sizes[0])
+    return part, float(
+        weight(part) / weight(batch) if weight else (rows.stop - rows.start) / sizes[0]
+    )
 
 # %% ../nbs/00_foundations/08_training.ipynb #a6f3e9fc
 class _Run:
     "What `fit` holds between steps."
 
-    def __init__(self, model, loss_fn, batches, optimizer, *, steps, seed, generator, factor, clip, weight, device,
-                 accelerator, look_every):
+    def __init__(
+        self,
+        model,
+        loss_fn,
+        batches,
+        optimizer,
+        *,
+        steps,
+        seed,
+        generator,
+        factor,
+        clip,
+        weight,
+        device,
+        accelerator,
+        look_every,
+    ):
         store_attr()
         self.params = [p for group in optimizer.param_groups for p in group["params"]]
         self.lrs = [group["lr"] for group in optimizer.param_groups]
@@ -246,11 +301,16 @@ def update(self: _Run, step: int) -> None:
     with self.autocast():
         loss, logs = _loss(self.loss_fn, self.model, batch)
     loss.backward()
-    values = {"loss": loss.detach(), **{k: v.detach() if isinstance(v, Tensor) else v for k, v in logs.items()}}
+    values = {
+        "loss": loss.detach(),
+        **{k: v.detach() if isinstance(v, Tensor) else v for k, v in logs.items()},
+    }
     if self.n > 1:
         values = self.add_up(values, share)
     if self.clip is None:
-        values["grad_norm"] = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        values["grad_norm"] = nn.utils.get_total_norm(
+            [p.grad for p in self.params if p.grad is not None]
+        )
     else:
         values["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.clip)
     self.pending.append((step, values))
@@ -264,7 +324,9 @@ def add_up(self: _Run, values: dict, share: float) -> dict:
     "Sum gradients and numbers over the processes, weighted by the shares; the numbers of the whole batch."
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
     dtype = torch.promote_types(grads[0].dtype, torch.float32)
-    numbers = [torch.as_tensor(v, dtype=dtype, device=self.device).reshape(1) for v in values.values()]
+    numbers = [
+        torch.as_tensor(v, dtype=dtype, device=self.device).reshape(1) for v in values.values()
+    ]
     used = torch.tensor([p.grad is not None for p in self.params], dtype=dtype, device=self.device)
     flat = torch.cat([*(g.reshape(-1) * share for g in grads), *(v * share for v in numbers), used])
     flat = self.accelerator.reduce(flat, reduction="sum")
@@ -281,7 +343,9 @@ def flush(self: _Run) -> None:
     pending, self.pending = self.pending, []
     numbers = [v for _, values in pending for v in values.values() if isinstance(v, Tensor)]
     if self.device.type != "cpu" and numbers:
-        numbers = torch.stack([v.to(self.device, torch.float32).reshape(()) for v in numbers]).tolist()
+        numbers = torch.stack(
+            [v.to(self.device, torch.float32).reshape(()) for v in numbers]
+        ).tolist()
     numbers = map(float, numbers)
     for step, values in pending:
         row = {k: next(numbers) if isinstance(v, Tensor) else float(v) for k, v in values.items()}
@@ -289,7 +353,8 @@ def flush(self: _Run) -> None:
             if not math.isfinite(row[name]):
                 raise FloatingPointError(
                     f"{words} must stay finite, got {row[name]} at step {step} with seed {self.seed}; the parameters are "
-                    f"those before this step, its batch is batches({step}, seeded({self.seed}, {step}))")
+                    f"those before this step, its batch is batches({step}, seeded({self.seed}, {step}))"
+                )
         self.rows.append({"step": step, **row, "seconds": time.perf_counter() - self.start})
 
 # %% ../nbs/00_foundations/08_training.ipynb #f8e91dff
@@ -297,7 +362,9 @@ def flush(self: _Run) -> None:
 def remember(self: _Run) -> None:
     "Keep a copy of the state on the device, to go back to if a later look finds NaN."
     if self.look_every > 1:
-        self.kept = copy.deepcopy((len(self.rows), self.model.state_dict(), self.optimizer.state_dict()))
+        self.kept = copy.deepcopy(
+            (len(self.rows), self.model.state_dict(), self.optimizer.state_dict())
+        )
 
 
 @patch
@@ -311,22 +378,36 @@ def rewind(self: _Run) -> int:
     return n
 
 # %% ../nbs/00_foundations/08_training.ipynb #489a56d1
-def _settings(model: nn.Module, optimizer, *, steps: int, seed: int, clip, schedule) -> dict[str, str]:
+def _settings(
+    model: nn.Module, optimizer, *, steps: int, seed: int, clip, schedule
+) -> dict[str, str]:
     "What must agree for a checkpoint to belong to this run, as text."
     tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    return {"steps": str(steps), "seed": str(seed), "clip": str(clip),
-            "schedule": "a function" if callable(schedule) else schedule or "constant",
-            **{f"model: {k}": f"{v.dtype} {tuple(v.shape)}" for k, v in tensors.items()},
-            "optimizer": type(optimizer).__name__,
-            **{f"parameter group {i}: {k}": str(len(v) if k == "params" else v)
-               for i, group in enumerate(optimizer.param_groups) for k, v in group.items() if k != "initial_lr"}}
+    return {
+        "steps": str(steps),
+        "seed": str(seed),
+        "clip": str(clip),
+        "schedule": "a function" if callable(schedule) else schedule or "constant",
+        **{f"model: {k}": f"{v.dtype} {tuple(v.shape)}" for k, v in tensors.items()},
+        "optimizer": type(optimizer).__name__,
+        **{
+            f"parameter group {i}: {k}": str(len(v) if k == "params" else v)
+            for i, group in enumerate(optimizer.param_groups)
+            for k, v in group.items()
+            if k != "initial_lr"
+        },
+    }
 
 
 def _check_same(path, theirs: dict, ours: dict) -> None:
     "ValueError naming the first differences unless two settings are equal."
     differ = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
-    got = "; ".join(f"{k} {theirs.get(k, 'missing')} (here {ours.get(k, 'missing')})" for k in differ[:3])
-    check(not differ, f"checkpoint {path}", "be of this very run (or be deleted)", f"one with {got}")
+    got = "; ".join(
+        f"{k} {theirs.get(k, 'missing')} (here {ours.get(k, 'missing')})" for k in differ[:3]
+    )
+    check(
+        not differ, f"checkpoint {path}", "be of this very run (or be deleted)", f"one with {got}"
+    )
 
 # %% ../nbs/00_foundations/08_training.ipynb #af45257d
 @patch
@@ -334,22 +415,37 @@ def save(self: _Run, path, settings: dict) -> None:
     "Write everything that the rest of the run depends on; only the first process does."
     if self.rank == 0:
         names = dict.fromkeys(k for row in self.rows for k in row)
-        history = {k: torch.tensor([row.get(k, math.nan) for row in self.rows], dtype=torch.float64) for k in names}
-        save_checkpoint(path, settings=settings, history=history, model=self.model.state_dict(),
-                        optimizer=self.optimizer.state_dict())
+        history = {
+            k: torch.tensor([row.get(k, math.nan) for row in self.rows], dtype=torch.float64)
+            for k in names
+        }
+        save_checkpoint(
+            path,
+            settings=settings,
+            history=history,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+        )
 
 
 @patch
 def restore(self: _Run, path, settings: dict) -> None:
     "Go on where `path` was written; ValueError if it is no checkpoint of this run."
     state = load_checkpoint(path)
-    check(state.keys() >= {"settings", "history", "model", "optimizer"}, f"checkpoint {path}", "be one of fit",
-          f"one that holds {', '.join(state)}")
+    check(
+        state.keys() >= {"settings", "history", "model", "optimizer"},
+        f"checkpoint {path}",
+        "be one of fit",
+        f"one that holds {', '.join(state)}",
+    )
     _check_same(path, state["settings"], settings)
     self.model.load_state_dict(state["model"])
     self.optimizer.load_state_dict(state["optimizer"])
     names, columns = list(state["history"]), [c.tolist() for c in state["history"].values()]
-    rows = [{k: v for k, v in zip(names, row, strict=True) if v == v} for row in zip(*columns, strict=True)]
+    rows = [
+        {k: v for k, v in zip(names, row, strict=True) if v == v}
+        for row in zip(*columns, strict=True)
+    ]
     self.rows = [{**row, "step": int(row["step"])} for row in rows]
     self.start = time.perf_counter() - self.rows[-1]["seconds"]
 
@@ -363,11 +459,20 @@ def _optimizer(model: nn.Module, optimizer, lr: float):
         optimizer = optimizer(params, lr=lr)
     elif callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(params)
-    check(isinstance(optimizer, torch.optim.Optimizer), "optimizer",
-          "be a torch optimizer, its class or a function from parameters to one", describe(optimizer), TypeError)
+    check(
+        isinstance(optimizer, torch.optim.Optimizer),
+        "optimizer",
+        "be a torch optimizer, its class or a function from parameters to one",
+        describe(optimizer),
+        TypeError,
+    )
     own = {id(p) for p in model.parameters()}
-    check(all(id(p) in own for g in optimizer.param_groups for p in g["params"]), "optimizer",
-          "hold parameters of model only", "a parameter that model does not have")
+    check(
+        all(id(p) in own for g in optimizer.param_groups for p in g["params"]),
+        "optimizer",
+        "hold parameters of model only",
+        "a parameter that model does not have",
+    )
     return optimizer
 
 # %% ../nbs/00_foundations/08_training.ipynb #938fb6b3
@@ -377,8 +482,12 @@ def _factor(schedule, steps: int) -> Callable[[int], float] | None:
         return None
     if schedule == "cosine":
         return lambda step: 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
-    check(callable(schedule), "schedule", "be 'constant', 'cosine' or a function of the step",
-          describe(schedule))
+    check(
+        callable(schedule),
+        "schedule",
+        "be 'constant', 'cosine' or a function of the step",
+        describe(schedule),
+    )
     return schedule
 
 # %% ../nbs/00_foundations/08_training.ipynb #ee17108a
@@ -414,10 +523,16 @@ def _evaluation(evaluate: Callable, model: nn.Module, step: int) -> dict[str, fl
 def _check_accelerator(accelerator) -> None:
     "ValueError for what `fit` does not do."
     kind = accelerator.distributed_type.value
-    check(kind == "NO" or kind.startswith("MULTI_"), "accelerator", "use plain data parallelism", kind)
+    check(
+        kind == "NO" or kind.startswith("MULTI_"), "accelerator", "use plain data parallelism", kind
+    )
     check_choice(accelerator.mixed_precision, "accelerator.mixed_precision", ["no", "bf16"])
-    check(accelerator.gradient_accumulation_steps == 1, "accelerator", "not accumulate gradients",
-          f"gradient_accumulation_steps {accelerator.gradient_accumulation_steps}")
+    check(
+        accelerator.gradient_accumulation_steps == 1,
+        "accelerator",
+        "not accumulate gradients",
+        f"gradient_accumulation_steps {accelerator.gradient_accumulation_steps}",
+    )
 
 
 def _same_start(model: nn.Module, accelerator) -> None:
@@ -447,11 +562,15 @@ def advance(self: _Run, step: int, must_look: bool) -> int:
 @patch
 def agreed(self: _Run, done) -> bool:
     "What the first process decided."
-    return bool(need("accelerate.utils").broadcast_object_list([bool(done)])[0] if self.n > 1 else done)
+    return bool(
+        need("accelerate.utils").broadcast_object_list([bool(done)])[0] if self.n > 1 else done
+    )
 
 # %% ../nbs/00_foundations/08_training.ipynb #bef3ce14
 @patch
-def train(self: _Run, line, *, evaluate, eval_every: int, stop, save: Callable | None, save_every: int) -> None:
+def train(
+    self: _Run, line, *, evaluate, eval_every: int, stop, save: Callable | None, save_every: int
+) -> None:
     "All steps that are still to do; `line` is the bar."
     step, shown, done = len(self.rows), 0.0, False
     for row in self.rows if stop else ():
@@ -459,8 +578,10 @@ def train(self: _Run, line, *, evaluate, eval_every: int, stop, save: Callable |
     self.remember()
     while step < self.steps and not done:
         goal = step + 1
-        eval_due, save_due = (f is not None and (goal % every == 0 or goal == self.steps)
-                              for f, every in ((evaluate, eval_every), (save, save_every)))
+        eval_due, save_due = (
+            f is not None and (goal % every == 0 or goal == self.steps)
+            for f, every in ((evaluate, eval_every), (save, save_every))
+        )
         step = self.advance(goal, eval_due or save_due or goal == self.steps)
         if step == goal:
             if eval_due:
@@ -479,13 +600,23 @@ def train(self: _Run, line, *, evaluate, eval_every: int, stop, save: Callable |
 def _check_fit(model, loss_fn, batches, generator, evaluate, stop, weight, accelerator):
     "The accelerator to use (None for one process), once all arguments have the right type."
     check(isinstance(model, nn.Module), "model", "be a torch.nn.Module", model, TypeError)
-    check(any(p.requires_grad for p in model.parameters()), "model", "have a parameter that requires a gradient", "none")
+    check(
+        any(p.requires_grad for p in model.parameters()),
+        "model",
+        "have a parameter that requires a gradient",
+        "none",
+    )
     for name, f in {"loss_fn": loss_fn, "batches": batches}.items():
         check(callable(f), name, "be a function", f, TypeError)
     for name, f in {"evaluate": evaluate, "stop": stop, "weight": weight}.items():
         check(f is None or callable(f), name, "be a function or None", f, TypeError)
-    check(generator is None or isinstance(generator, torch.Generator), "generator", "be a torch.Generator", generator,
-          TypeError)
+    check(
+        generator is None or isinstance(generator, torch.Generator),
+        "generator",
+        "be a torch.Generator",
+        generator,
+        TypeError,
+    )
     if accelerator is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         accelerator = need("accelerate").Accelerator()
     if accelerator is not None:
@@ -511,43 +642,89 @@ def fit(
     optimizer=None,  # an optimizer, its class, or a function from parameters to one; default Adam
     lr: float = 1e-3,  # learning rate of the default Adam or of an optimizer class
     seed: int = 0,  # seed of everything random in the run
-    generator: torch.Generator | None = None,  # what `batches` draws with, reseeded each step; default: on the CPU
-    schedule: str | Callable | None = None,  # "constant", "cosine" or step -> factor of the learning rate
+    generator: torch.Generator
+    | None = None,  # what `batches` draws with, reseeded each step; default: on the CPU
+    schedule: str
+    | Callable
+    | None = None,  # "constant", "cosine" or step -> factor of the learning rate
     clip: float | None = None,  # largest norm of the gradient
-    evaluate: Callable | None = None,  # (model, step) -> dict of numbers, in evaluation mode, without gradients
-    eval_every: int | None = None,  # steps between evaluations, default a tenth of all; the last step always
+    evaluate: Callable
+    | None = None,  # (model, step) -> dict of numbers, in evaluation mode, without gradients
+    eval_every: int
+    | None = None,  # steps between evaluations, default a tenth of all; the last step always
     checkpoint: str | os.PathLike | None = None,  # file to save to, and to go on from if it exists
-    checkpoint_every: int | None = None,  # steps between saves, default a twentieth of all; the last step always
+    checkpoint_every: int
+    | None = None,  # steps between saves, default a twentieth of all; the last step always
     stop: Callable | None = None,  # row of the history -> True to end early
     bar: bool = True,  # show a bar with loss and speed
     device: str | torch.device | None = None,  # where to train; default: where the model is
     accelerator=None,  # an accelerate.Accelerator; made here if several processes were launched
-    weight: Callable | None = None,  # batch -> what its loss is a mean over, for several processes; default: rows
-    look_every: int | None = None,  # steps between looks at the numbers, default 1 on a CPU and 25 on a GPU
+    weight: Callable
+    | None = None,  # batch -> what its loss is a mean over, for several processes; default: rows
+    look_every: int
+    | None = None,  # steps between looks at the numbers, default 1 on a CPU and 25 on a GPU
 ) -> History:
     """Train `model` for `steps` updates and return the history; the same call again goes on from `checkpoint`.
 
     FloatingPointError at the first loss or gradient that is not finite, with the parameters as before that step and
     the history so far in its `.history`. ValueError for a checkpoint of another run. TypeError or ValueError for what
     `loss_fn`, `batches` or `evaluate` return wrongly."""
-    accelerator = _check_fit(model, loss_fn, batches, generator, evaluate, stop, weight, accelerator)
+    accelerator = _check_fit(
+        model, loss_fn, batches, generator, evaluate, stop, weight, accelerator
+    )
     steps, seed = check_int(steps, "steps", low=1), check_int(seed, "seed", low=0, high=2**31 - 1)
     clip = None if clip is None else check_number(clip, "clip", low=0, open_low=True)
-    eval_every = check_int(max(1, steps // 10) if eval_every is None else eval_every, "eval_every", low=1)
-    save_every = check_int(max(1, steps // 20) if checkpoint_every is None else checkpoint_every, "checkpoint_every", low=1)
-    device = accelerator.device if accelerator else torch.device(device or next(model.parameters()).device)
+    eval_every = check_int(
+        max(1, steps // 10) if eval_every is None else eval_every, "eval_every", low=1
+    )
+    save_every = check_int(
+        max(1, steps // 20) if checkpoint_every is None else checkpoint_every,
+        "checkpoint_every",
+        low=1,
+    )
+    device = (
+        accelerator.device
+        if accelerator
+        else torch.device(device or next(model.parameters()).device)
+    )
     optimizer = _optimizer(model.to(device), optimizer, lr)
     settings = _settings(model, optimizer, steps=steps, seed=seed, clip=clip, schedule=schedule)
-    look_every = (1 if device.type == "cpu" else 25) if look_every is None else check_int(look_every, "look_every", low=1)
-    run = _Run(model, loss_fn, batches, optimizer, steps=steps, seed=seed, generator=generator or torch.Generator(),
-               factor=_factor(schedule, steps), clip=clip, weight=weight, device=device, accelerator=accelerator,
-               look_every=1 if stop else look_every)
+    look_every = (
+        (1 if device.type == "cpu" else 25)
+        if look_every is None
+        else check_int(look_every, "look_every", low=1)
+    )
+    run = _Run(
+        model,
+        loss_fn,
+        batches,
+        optimizer,
+        steps=steps,
+        seed=seed,
+        generator=generator or torch.Generator(),
+        factor=_factor(schedule, steps),
+        clip=clip,
+        weight=weight,
+        device=device,
+        accelerator=accelerator,
+        look_every=1 if stop else look_every,
+    )
     run.begin(checkpoint, settings)
     save = None if checkpoint is None else partial(run.save, checkpoint, settings)
     try:
-        with (_own_randomness(device), _mode(model, True),
-              progress(steps, initial=len(run.rows), bar=bar and run.rank == 0) as line):
-            run.train(line, evaluate=evaluate, eval_every=eval_every, stop=stop, save=save, save_every=save_every)
+        with (
+            _own_randomness(device),
+            _mode(model, True),
+            progress(steps, initial=len(run.rows), bar=bar and run.rank == 0) as line,
+        ):
+            run.train(
+                line,
+                evaluate=evaluate,
+                eval_every=eval_every,
+                stop=stop,
+                save=save,
+                save_every=save_every,
+            )
     finally:
         for group, rate in zip(optimizer.param_groups, run.lrs, strict=True):
             group["lr"] = rate
@@ -558,17 +735,40 @@ def _points(grid) -> list[dict]:
     "The points of a grid: a dict of lists (all combinations) or a list of dicts."
     if grid is None:
         return [{}]
-    check(isinstance(grid, (dict, list, tuple)), "grid", "be a dict of lists or a list of dicts", grid, TypeError)
+    check(
+        isinstance(grid, (dict, list, tuple)),
+        "grid",
+        "be a dict of lists or a list of dicts",
+        grid,
+        TypeError,
+    )
     if isinstance(grid, dict):
         for k, values in grid.items():
-            check(isinstance(values, Iterable) and not isinstance(values, (str, dict)), f"grid[{k!r}]",
-                  "be a list of values", describe(values), TypeError)
-        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+            check(
+                isinstance(values, Iterable) and not isinstance(values, (str, dict)),
+                f"grid[{k!r}]",
+                "be a list of values",
+                describe(values),
+                TypeError,
+            )
+        grid = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
     check(len(grid) > 0, "grid", "hold at least one point", "none")
     for point in grid:
-        check(isinstance(point, dict) and all(isinstance(k, str) for k in point), "grid",
-              "hold dicts whose keys are names of arguments", point, TypeError)
-        check(not {"seed", "error"} & set(point), "grid", "leave the names 'seed' and 'error' free", point)
+        check(
+            isinstance(point, dict) and all(isinstance(k, str) for k in point),
+            "grid",
+            "hold dicts whose keys are names of arguments",
+            point,
+            TypeError,
+        )
+        check(
+            not {"seed", "error"} & set(point),
+            "grid",
+            "leave the names 'seed' and 'error' free",
+            point,
+        )
     return [dict(point) for point in grid]
 
 
@@ -576,8 +776,13 @@ def _seeds(seeds) -> list[int]:
     "The seeds: 0 .. n - 1 for a number, else those given."
     if isinstance(seeds, int):
         seeds = range(check_int(seeds, "seeds", low=1))
-    check(isinstance(seeds, Iterable) and not isinstance(seeds, str), "seeds", "be a number or a list of seeds", seeds,
-          TypeError)
+    check(
+        isinstance(seeds, Iterable) and not isinstance(seeds, str),
+        "seeds",
+        "be a number or a list of seeds",
+        seeds,
+        TypeError,
+    )
     seeds = [check_int(seed, "seeds", low=0, high=2**31 - 1) for seed in seeds]
     check(0 < len(seeds) == len(set(seeds)), "seeds", "be at least one and differ", seeds)
     return seeds
@@ -594,7 +799,9 @@ def _plain(x, argument: str = "run"):
     return x
 
 
-def _one(run: Callable, i: int, seed: int, point: dict, threads: int, parent: int) -> tuple[int, dict, str]:
+def _one(
+    run: Callable, i: int, seed: int, point: dict, threads: int, parent: int
+) -> tuple[int, dict, str]:
     "Run `i` of a sweep: its number, its results or error, and the error's traceback."
     if os.getpid() != parent:
         torch.set_num_threads(threads)
@@ -602,9 +809,20 @@ def _one(run: Callable, i: int, seed: int, point: dict, threads: int, parent: in
     try:
         out = run(seed, **point)
         out = out if isinstance(out, dict) else {"value": out}
-        check(all(isinstance(k, str) for k in out), "run", "return a dict whose keys are names", list(out), TypeError)
+        check(
+            all(isinstance(k, str) for k in out),
+            "run",
+            "return a dict whose keys are names",
+            list(out),
+            TypeError,
+        )
         out = {k: _plain(v, f"run's {k!r}") for k, v in out.items()}
-        check(not {"seed", "error", *point} & set(out), "run", "not return a name of the point, 'seed' or 'error'", out)
+        check(
+            not {"seed", "error", *point} & set(out),
+            "run",
+            "not return a name of the point, 'seed' or 'error'",
+            out,
+        )
         return i, out, ""
     except Exception as e:
         return i, {"error": f"{type(e).__name__}: {e}"}, traceback.format_exc()
@@ -625,7 +843,9 @@ def _jobs(n_jobs: int | None, n_tasks: int) -> tuple[int | None, str]:
         n_jobs = min(joblib.effective_n_jobs(n_jobs), n_tasks)
     if local and n_jobs == 1:
         return 1, ""
-    return n_jobs, "generator_unordered" if getattr(backend, "supports_return_generator", False) else "list"
+    return n_jobs, "generator_unordered" if getattr(
+        backend, "supports_return_generator", False
+    ) else "list"
 
 
 def _results(run: Callable, tasks: dict[int, tuple], n_jobs: int | None, how: str) -> Iterable:
@@ -672,7 +892,9 @@ def _source(x) -> str:
 
 def _bytecode(code: types.CodeType) -> str:
     "Instructions and constants of a piece of code, functions inside it included."
-    return code.co_code.hex() + str([_bytecode(c) if isinstance(c, types.CodeType) else c for c in code.co_consts])
+    return code.co_code.hex() + str(
+        [_bytecode(c) if isinstance(c, types.CodeType) else c for c in code.co_consts]
+    )
 
 # %% ../nbs/00_foundations/08_training.ipynb #460c7f6e
 def _trace(name: str, x, home: str, seen: dict[str, str]) -> None:
@@ -682,7 +904,9 @@ def _trace(name: str, x, home: str, seen: dict[str, str]) -> None:
             _trace(f"{name}.{i}", part, home, seen)
     elif isinstance(x, (types.FunctionType, type)):
         key = f"{x.__module__}.{x.__qualname__}"
-        if key in seen or not (x.__module__ == home or str(x.__module__).split(".")[0] == "ponderlearn"):
+        if key in seen or not (
+            x.__module__ == home or str(x.__module__).split(".")[0] == "ponderlearn"
+        ):
             return
         seen[key] = _source(x)
         for f in [x] if isinstance(x, types.FunctionType) else vars(x).values():
@@ -729,7 +953,13 @@ def _file(folder, run: Callable, key: dict) -> Path:
 def _key(x):
     "A value of the grid as JSON holds it; TypeError if it cannot."
     x = x.tolist() if hasattr(x, "tolist") else x  # NumPy's numbers are no numbers to JSON
-    check(_as_json(x) is not None, "grid", "hold numbers, strings and lists of them when results are kept", x, TypeError)
+    check(
+        _as_json(x) is not None,
+        "grid",
+        "hold numbers, strings and lists of them when results are kept",
+        x,
+        TypeError,
+    )
     return x
 
 
@@ -746,8 +976,14 @@ def _table(tasks: dict[int, tuple], done: dict[int, dict], trouble: dict[int, st
     "The DataFrame of all runs in their order; a warning or an error if some failed."
     rows = [{**point, "seed": seed, **done[i]} for i, (point, seed) in tasks.items()]
     failed = [i for i in tasks if "error" in done[i]]
-    names = [*(k for point, _ in tasks.values() for k in point), "seed", *(k for row in rows for k in row if k != "error")]
-    frame = need("pandas").DataFrame(rows, columns=list(dict.fromkeys(names)) + ["error"] * bool(failed))
+    names = [
+        *(k for point, _ in tasks.values() for k in point),
+        "seed",
+        *(k for row in rows for k in row if k != "error"),
+    ]
+    frame = need("pandas").DataFrame(
+        rows, columns=list(dict.fromkeys(names)) + ["error"] * bool(failed)
+    )
     if failed:
         point, seed = tasks[failed[0]]
         where = ", ".join(f"{k}={v!r}" for k, v in {**point, "seed": seed}.items())
@@ -766,7 +1002,9 @@ def sweep(
     seeds: int | Iterable[int] = 5,  # how many seeds, from 0 on, or the seeds themselves
     grid: dict | Sequence[dict] | None = None,  # dict of lists (all combinations) or list of points
     *,
-    folder: str | os.PathLike | None = None,  # where finished runs are kept, so that a killed sweep goes on
+    folder: str
+    | os.PathLike
+    | None = None,  # where finished runs are kept, so that a killed sweep goes on
     n_jobs: int | None = None,  # processes; default: one a core, but a plain loop at scale quick
     bar: bool = True,  # show one bar for all runs
     on_error: str = "warn",  # after all runs: "warn" of failed ones, or "raise"
@@ -783,8 +1021,10 @@ def sweep(
     done, keep, trouble = {}, {}, {}
     if folder is not None:
         stamp = _version(run, version)
-        keys = {i: {"point": {k: _key(v) for k, v in point.items()}, "seed": seed, "version": stamp}
-                for i, (point, seed) in tasks.items()}
+        keys = {
+            i: {"point": {k: _key(v) for k, v in point.items()}, "seed": seed, "version": stamp}
+            for i, (point, seed) in tasks.items()
+        }
         keep = {i: (_file(folder, run, key), key) for i, key in keys.items()}
         done = {i: row for i, place in keep.items() if (row := _kept(*place)) is not None}
     missing = {i: task for i, task in tasks.items() if i not in done}

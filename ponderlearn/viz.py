@@ -29,24 +29,52 @@ from scipy import stats
 
 # %% ../nbs/00_foundations/10_viz.ipynb #db0957ae
 #: The colors of Okabe and Ito, by name, and a gray for what stays in the background.
-PALETTE = {"blue": "#0072B2", "vermilion": "#D55E00", "green": "#009E73", "purple": "#CC79A7", "orange": "#E69F00",
-           "sky": "#56B4E9", "black": "#000000", "yellow": "#F0E442", "grey": "#767676"}
+PALETTE = {
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "black": "#000000",
+    "yellow": "#F0E442",
+    "grey": "#767676",
+}
 _CARD = "#fdfdfb"
 
 # %% ../nbs/00_foundations/10_viz.ipynb #a651ddd0
 def look() -> None:
     "Set matplotlib's style for the course: a light card, large letters, the palette's colors. Call once a notebook."
     order = ["blue", "vermilion", "green", "purple", "orange", "sky", "black"]
-    matplotlib.rcParams.update({
-        "figure.figsize": (6.0, 3.6), "figure.dpi": 120, "savefig.dpi": 120, "figure.constrained_layout.use": True,
-        "figure.facecolor": _CARD, "axes.facecolor": _CARD, "savefig.facecolor": _CARD,
-        "font.size": 13, "axes.titlesize": 13, "axes.labelsize": 13, "legend.fontsize": 12,
-        "xtick.labelsize": 12, "ytick.labelsize": 12, "lines.linewidth": 2.2, "lines.markersize": 6,
-        "axes.prop_cycle": matplotlib.cycler(color=[PALETTE[name] for name in order]),
-        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-        "axes.grid": True, "grid.color": "#d9d9d4", "grid.linewidth": 0.8,
-        "legend.frameon": False, "image.cmap": "cividis", "image.interpolation": "nearest",
-    })
+    matplotlib.rcParams.update(
+        {
+            "figure.figsize": (6.0, 3.6),
+            "figure.dpi": 120,
+            "savefig.dpi": 120,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": _CARD,
+            "axes.facecolor": _CARD,
+            "savefig.facecolor": _CARD,
+            "font.size": 13,
+            "axes.titlesize": 13,
+            "axes.labelsize": 13,
+            "legend.fontsize": 12,
+            "xtick.labelsize": 12,
+            "ytick.labelsize": 12,
+            "lines.linewidth": 2.2,
+            "lines.markersize": 6,
+            "axes.prop_cycle": matplotlib.cycler(color=[PALETTE[name] for name in order]),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "axes.grid": True,
+            "grid.color": "#d9d9d4",
+            "grid.linewidth": 0.8,
+            "legend.frameon": False,
+            "image.cmap": "cividis",
+            "image.interpolation": "nearest",
+        }
+    )
 
 # %% ../nbs/00_foundations/10_viz.ipynb #8e7fb71f
 def _array(x) -> np.ndarray:
@@ -70,14 +98,28 @@ def _groups(groups, labels, colors, paired) -> tuple[list[np.ndarray], list[str]
     groups = [_array(group) for group in groups]
     check(len(groups) > 0, "groups", "hold at least one group", groups)
     for i, group in enumerate(groups):
-        check(group.ndim == 1 and group.size > 0, f"groups[{i}]", "be a list of scores", f"shape {group.shape}")
+        check(
+            group.ndim == 1 and group.size > 0,
+            f"groups[{i}]",
+            "be a list of scores",
+            f"shape {group.shape}",
+        )
         check(bool(np.isfinite(group).all()), f"groups[{i}]", "be finite", "NaN or infinity")
     check(len(labels) == len(groups), "labels", f"have {len(groups)} names", f"{len(labels)}")
-    check(colors is None or len(colors) == len(groups), "colors", f"have {len(groups)} colors", colors)
+    check(
+        colors is None or len(colors) == len(groups), "colors", f"have {len(groups)} colors", colors
+    )
     same = len({len(group) for group in groups}) == 1
-    check(not paired or same, "groups", "have equally many scores when paired", str([len(group) for group in groups]))
+    check(
+        not paired or same,
+        "groups",
+        "have equally many scores when paired",
+        str([len(group) for group in groups]),
+    )
     cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    return groups, list(colors) if colors is not None else [cycle[i % len(cycle)] for i in range(len(groups))]
+    return groups, list(colors) if colors is not None else [
+        cycle[i % len(cycle)] for i in range(len(groups))
+    ]
 
 # %% ../nbs/00_foundations/10_viz.ipynb #107331be
 def dots(
@@ -95,20 +137,39 @@ def dots(
     ValueError for an empty or non-finite group, for unequal groups with `paired`, for labels that do not fit."""
     groups, colors = _groups(groups, labels, colors, paired)
     check_number(level, "level", low=0, high=1, open_low=True, open_high=True)
-    flip = (lambda place, score: (score, place)) if horizontal else (lambda place, score: (place, score))
-    places = [i + np.linspace(-0.22, 0.10, len(group)) if len(group) > 1 else np.array([i - 0.06])
-              for i, group in enumerate(groups)]
+    flip = (
+        (lambda place, score: (score, place))
+        if horizontal
+        else (lambda place, score: (place, score))
+    )
+    places = [
+        i + np.linspace(-0.22, 0.10, len(group)) if len(group) > 1 else np.array([i - 0.06])
+        for i, group in enumerate(groups)
+    ]
     if paired:
         for place, score in zip(np.array(places).T, np.array(groups).T, strict=True):
             ax.plot(*flip(place, score), color=PALETTE["grey"], linewidth=0.8, alpha=0.6, zorder=1)
     found = []
     for i, (group, place, color) in enumerate(zip(groups, places, colors, strict=True)):
         mean, low, high = (float(v) for v in _interval(group, level))
-        ax.plot(*flip(place, group), "o", color=color, markersize=7, markeredgecolor=_CARD, zorder=3)
-        ax.plot(*flip(np.array([i - 0.28, i + 0.32]), np.array([mean, mean])), color=color, linewidth=2, zorder=2)
+        ax.plot(
+            *flip(place, group), "o", color=color, markersize=7, markeredgecolor=_CARD, zorder=3
+        )
+        ax.plot(
+            *flip(np.array([i - 0.28, i + 0.32]), np.array([mean, mean])),
+            color=color,
+            linewidth=2,
+            zorder=2,
+        )
         if len(group) > 1:
-            ax.plot(*flip(np.array([i + 0.24] * 2), np.array([low, high])), color=color, linewidth=5, alpha=0.45,
-                    solid_capstyle="butt", zorder=2)
+            ax.plot(
+                *flip(np.array([i + 0.24] * 2), np.array([low, high])),
+                color=color,
+                linewidth=5,
+                alpha=0.45,
+                solid_capstyle="butt",
+                zorder=2,
+            )
         found.append((mean, low, high))
     if horizontal:
         ax.set_yticks(range(len(groups)), labels)
@@ -135,8 +196,12 @@ def band(
     One seed is drawn as a line without a band (low and high are NaN). ValueError for wrong shapes, NaN or infinity."""
     x, ys = _array(x), _array(ys)
     check(x.ndim == 1 and x.size > 0, "x", "have shape (n_x,) with n_x >= 1", f"shape {x.shape}")
-    check(ys.ndim == 2 and len(ys) > 0 and ys.shape[1] == len(x), "ys", f"have shape (n_seeds, {len(x)})",
-          f"shape {ys.shape}")
+    check(
+        ys.ndim == 2 and len(ys) > 0 and ys.shape[1] == len(x),
+        "ys",
+        f"have shape (n_seeds, {len(x)})",
+        f"shape {ys.shape}",
+    )
     check(bool(np.isfinite(ys).all()), "ys", "be finite", "NaN or infinity")
     check_number(level, "level", low=0, high=1, open_low=True, open_high=True)
     mean, low, high = _interval(ys, level)
@@ -145,7 +210,11 @@ def band(
     if len(ys) > 1:
         ax.fill_between(x, low, high, color=color, alpha=0.22, linewidth=0, zorder=1)
         if points:
-            style = {"marker": "o", "linestyle": "", "markersize": 3.5} if len(x) <= 15 else {"linewidth": 0.8}
+            style = (
+                {"marker": "o", "linestyle": "", "markersize": 3.5}
+                if len(x) <= 15
+                else {"linewidth": 0.8}
+            )
             ax.plot(x, ys.T, color=color, alpha=0.45, zorder=2, **style)
     return mean, low, high
 
@@ -157,10 +226,17 @@ def _images(images) -> list[np.ndarray]:
     check(len({image.shape for image in images}) == 1, "images", "all have one shape", "several")
     shape = images[0].shape
     ok = len(shape) == 2 or (len(shape) == 3 and (shape[0] in (1, 3) or shape[-1] == 3))
-    check(ok, "images", "have shape (n, H, W), (n, 1, H, W), (n, 3, H, W) or (n, H, W, 3)", f"(n, {str(shape)[1:]}")
+    check(
+        ok,
+        "images",
+        "have shape (n, H, W), (n, 1, H, W), (n, 3, H, W) or (n, H, W, 3)",
+        f"(n, {str(shape)[1:]}",
+    )
     if len(shape) == 2:
         return images
-    move = {1: lambda image: image[0], 3: lambda image: image.transpose(1, 2, 0)}.get(shape[0], lambda image: image)
+    move = {1: lambda image: image[0], 3: lambda image: image.transpose(1, 2, 0)}.get(
+        shape[0], lambda image: image
+    )
     return [move(image) for image in images]
 
 # %% ../nbs/00_foundations/10_viz.ipynb #a2d954ad
@@ -178,18 +254,29 @@ def image_grid(
 
     Color images are clipped to [0, 1]. ValueError for shapes it cannot draw or a number of titles that does not fit."""
     images = _images(images)
-    check(titles is None or len(titles) == len(images), "titles", f"have {len(images)} names", titles)
+    check(
+        titles is None or len(titles) == len(images), "titles", f"have {len(images)} names", titles
+    )
     color = images[0].ndim == 3
     vmin = min(image.min() for image in images) if vmin is None else vmin
     vmax = max(image.max() for image in images) if vmax is None else vmax
     columns = min(len(images), 8) if n_columns is None else check_int(n_columns, "n_columns", low=1)
     rows = math.ceil(len(images) / columns)
-    height = size + (0.28 * (1 + max(t.count("\n") for t in titles)) if titles is not None else 0.05)
-    fig, axes = plt.subplots(rows, columns, figsize=(columns * (size + 0.05), rows * height), squeeze=False)
+    height = size + (
+        0.28 * (1 + max(t.count("\n") for t in titles)) if titles is not None else 0.05
+    )
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(columns * (size + 0.05), rows * height), squeeze=False
+    )
     for ax in axes.flat:
         ax.set_axis_off()
     for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
-        ax.imshow(np.clip(image, 0, 1) if color else image, cmap=None if color else cmap, vmin=vmin, vmax=vmax)
+        ax.imshow(
+            np.clip(image, 0, 1) if color else image,
+            cmap=None if color else cmap,
+            vmin=vmin,
+            vmax=vmax,
+        )
         if titles is not None:
             ax.set_title(titles[i], fontsize=12)
     return fig
@@ -215,26 +302,42 @@ def _cell(value, spec) -> str:
 class Table:
     "A table that shows itself as HTML in a notebook and as aligned text elsewhere."
 
-    def __init__(self, columns: list[str], cells: list[list[str]], numeric: list[bool], caption: str | None):
+    def __init__(
+        self, columns: list[str], cells: list[list[str]], numeric: list[bool], caption: str | None
+    ):
         self.columns, self.cells, self.numeric, self.caption = columns, cells, numeric, caption
 
     def _repr_html_(self) -> str:
         def line(tag, text, scope, number):
-            style = f"text-align:{'right' if number else 'left'};padding:.25em .7em;vertical-align:top"
-            return f"<{tag}{scope} style=\"{style}\">{html.escape(text)}</{tag}>"
+            style = (
+                f"text-align:{'right' if number else 'left'};padding:.25em .7em;vertical-align:top"
+            )
+            return f'<{tag}{scope} style="{style}">{html.escape(text)}</{tag}>'
 
-        head = "".join(line("th", c, ' scope="col"', n) for c, n in zip(self.columns, self.numeric, strict=True))
+        head = "".join(
+            line("th", c, ' scope="col"', n)
+            for c, n in zip(self.columns, self.numeric, strict=True)
+        )
         body = "".join(
-            "<tr>" + "".join(line("td", t, "", n) if j else line("th", t, ' scope="row"', n)
-                             for j, (t, n) in enumerate(zip(row, self.numeric, strict=True))) + "</tr>\n"
-            for row in self.cells)
+            "<tr>"
+            + "".join(
+                line("td", t, "", n) if j else line("th", t, ' scope="row"', n)
+                for j, (t, n) in enumerate(zip(row, self.numeric, strict=True))
+            )
+            + "</tr>\n"
+            for row in self.cells
+        )
         caption, name = "", "table"
         if self.caption:
             name = html.escape(self.caption, quote=True)
-            caption = f'<caption style="caption-side:top;text-align:left;padding:.3em 0">{name}</caption>'
-        return (f'<div role="region" aria-label="{name}" tabindex="0" style="overflow-x:auto;max-width:100%">\n'
-                f'<table class="dataframe ponder-table" style="border-collapse:collapse;margin:.3em 0">{caption}\n'
-                f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</div>")
+            caption = (
+                f'<caption style="caption-side:top;text-align:left;padding:.3em 0">{name}</caption>'
+            )
+        return (
+            f'<div role="region" aria-label="{name}" tabindex="0" style="overflow-x:auto;max-width:100%">\n'
+            f'<table class="dataframe ponder-table" style="border-collapse:collapse;margin:.3em 0">{caption}\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</div>"
+        )
 
     def __repr__(self) -> str:
         rows = [self.columns, *self.cells]
@@ -249,24 +352,46 @@ def table(
     rows,  # list of dicts (one a row), or a pandas DataFrame (an index with a name becomes the first column)
     *,
     caption: str | None = None,  # what the table holds
-    fmt: str | Callable | Mapping | None = None,  # ".3f" or function, for all but integer columns; or a dict column -> it
+    fmt: str
+    | Callable
+    | Mapping
+    | None = None,  # ".3f" or function, for all but integer columns; or a dict column -> it
 ) -> Table:
     """A table with real headings: the first column names the rows.
 
     None and NaN become a dash, bool yes or no, a tuple "[low, high]". ValueError for no rows or an unknown column."""
     if hasattr(rows, "to_dict"):
         rows = rows.reset_index() if any(n is not None for n in rows.index.names) else rows
-        columns = [" ".join(map(str, c)).strip() if isinstance(c, tuple) else str(c) for c in rows.columns]
-        rows = [dict(zip(columns, values, strict=True)) for values in rows.itertuples(index=False, name=None)]
-    check(isinstance(rows, (list, tuple)) and all(isinstance(r, Mapping) for r in rows), "rows",
-          "be a list of dicts or a DataFrame", rows, TypeError)
+        columns = [
+            " ".join(map(str, c)).strip() if isinstance(c, tuple) else str(c) for c in rows.columns
+        ]
+        rows = [
+            dict(zip(columns, values, strict=True))
+            for values in rows.itertuples(index=False, name=None)
+        ]
+    check(
+        isinstance(rows, (list, tuple)) and all(isinstance(r, Mapping) for r in rows),
+        "rows",
+        "be a list of dicts or a DataFrame",
+        rows,
+        TypeError,
+    )
     check(len(rows) > 0 and len(rows[0]) > 0, "rows", "hold at least one row and one column", rows)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     unknown = [c for c in fmt if c not in columns] if isinstance(fmt, Mapping) else []
-    check(not unknown, "fmt", f"name columns of the table ({', '.join(map(str, columns))})", str(unknown))
+    check(
+        not unknown,
+        "fmt",
+        f"name columns of the table ({', '.join(map(str, columns))})",
+        str(unknown),
+    )
     whole = {c for c in columns if all(isinstance(row.get(c), (int, np.integer)) for row in rows)}
-    specs = {c: fmt.get(c) if isinstance(fmt, Mapping) else None if c in whole else fmt for c in columns}
-    number = lambda v: isinstance(v, (int, float, np.number, torch.Tensor)) and not isinstance(v, bool)
+    specs = {
+        c: fmt.get(c) if isinstance(fmt, Mapping) else None if c in whole else fmt for c in columns
+    }
+    number = lambda v: (
+        isinstance(v, (int, float, np.number, torch.Tensor)) and not isinstance(v, bool)
+    )
     numeric = [all(number(row.get(c)) or row.get(c) is None for row in rows) for c in columns]
     cells = [[_cell(row.get(c), specs[c]) for c in columns] for row in rows]
     return Table([str(c) for c in columns], cells, numeric, caption)
@@ -281,13 +406,22 @@ def _stops(stops, argument: str) -> tuple[list[str], list]:
     stops = stops.tolist() if isinstance(stops, (torch.Tensor, np.ndarray)) else list(stops)
     pairs = [s if isinstance(s, tuple) and len(s) == 2 else (_cell(s, None), s) for s in stops]
     labels, values = [str(label) for label, _ in pairs], [value for _, value in pairs]
-    check(len(set(labels)) == len(labels), argument, "have stops with different labels", ", ".join(labels))
+    check(
+        len(set(labels)) == len(labels),
+        argument,
+        "have stops with different labels",
+        ", ".join(labels),
+    )
     return labels, values
 
 
 def _some(labels: list, values: list, n: int) -> tuple[list, list]:
     "At most `n` of the stops, the first and the last among them."
-    keep = sorted({round(i * (len(values) - 1) / (n - 1)) for i in range(n)}) if len(values) > n else range(len(values))
+    keep = (
+        sorted({round(i * (len(values) - 1) / (n - 1)) for i in range(n)})
+        if len(values) > n
+        else range(len(values))
+    )
     return [labels[i] for i in keep], [values[i] for i in keep]
 
 # %% ../nbs/00_foundations/10_viz.ipynb #0876d178
@@ -297,7 +431,9 @@ def _picture(fig, dpi: float) -> tuple[bytes, tuple[int, int]]:
     fig.savefig(raw, format="png", dpi=dpi)
     plt.close(fig)
     drawn = Image.open(raw).convert("RGB")
-    flat = drawn.quantize(32, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).convert("RGB")
+    flat = drawn.quantize(
+        32, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE
+    ).convert("RGB")
     well = np.abs(np.subtract(flat, drawn, dtype=int)).mean() < 1
     file = io.BytesIO()
     (flat if well else drawn).save(file, format="webp", lossless=bool(well), quality=80, method=6)
@@ -307,17 +443,22 @@ def _picture(fig, dpi: float) -> tuple[bytes, tuple[int, int]]:
 def _tag(picture: bytes, alt: str, width: int) -> str:
     "The picture as an <img> that holds its own data."
     data = base64.b64encode(picture).decode()
-    return (f'<img alt="{html.escape(alt, quote=True)}" src="data:image/webp;base64,{data}" '
-            f'style="display:block;width:100%;max-width:{width}px;height:auto;border-radius:6px">')
+    return (
+        f'<img alt="{html.escape(alt, quote=True)}" src="data:image/webp;base64,{data}" '
+        f'style="display:block;width:100%;max-width:{width}px;height:auto;border-radius:6px">'
+    )
 
 
 def _slider(labels: list[str], description: str, start: int):
     "A slider whose read-out is the label of its stop; on a phone a long description takes a line of its own."
     flow = "row wrap" if len(description) > 20 else "row"
     return widgets.SelectionSlider(
-        options=[(label, i) for i, label in enumerate(labels)], index=start, description=description,
+        options=[(label, i) for i, label in enumerate(labels)],
+        index=start,
+        description=description,
         style={"description_width": "initial"},
-        layout=widgets.Layout(width="100%", max_width="36rem", height="auto", flex_flow=flow))
+        layout=widgets.Layout(width="100%", max_width="36rem", height="auto", flex_flow=flow),
+    )
 
 
 def _assemble(tags: list[list[str]], sliders: list):
@@ -326,9 +467,13 @@ def _assemble(tags: list[list[str]], sliders: list):
         wide, style = widgets.Layout(width="100%", overflow="hidden"), widgets.HTML().style
         pages = [[widgets.HTML(tag, layout=wide, style=style) for tag in row] for row in tags]
         if len(sliders) == 1:
-            stack = widgets.Stack([row[0] for row in pages], selected_index=sliders[0].index, layout=wide)
+            stack = widgets.Stack(
+                [row[0] for row in pages], selected_index=sliders[0].index, layout=wide
+            )
         else:
-            inner = [widgets.Stack(row, selected_index=sliders[1].index, layout=wide) for row in pages]
+            inner = [
+                widgets.Stack(row, selected_index=sliders[1].index, layout=wide) for row in pages
+            ]
             stack = widgets.Stack(inner, selected_index=sliders[0].index, layout=wide)
             for one in inner:
                 widgets.jslink((sliders[1], "index"), (one, "selected_index"))
@@ -352,14 +497,31 @@ def _checked(x, y, x_label, y_label, start) -> tuple[list, list[int]]:
         check(y_label is None, "y_label", "be None without y", y_label)
         check(counts[0] >= 15, "x", "have at least 15 stops", f"{counts[0]}")
     else:
-        check(bool(y_label) and isinstance(y_label, str), "y_label", "be a nonempty string when y is given", y_label)
+        check(
+            bool(y_label) and isinstance(y_label, str),
+            "y_label",
+            "be a nonempty string when y is given",
+            y_label,
+        )
         enough = max(counts) >= 9 and min(counts) >= 7
         check(enough, "x and y", "have at least 9 and 7 stops", " and ".join(map(str, counts)))
-    check(math.prod(counts) <= _MOST_PICTURES, "x" if y is None else "x and y",
-          f"make at most {_MOST_PICTURES} pictures", " x ".join(map(str, counts)))
-    first = [n // 2 for n in counts] if start is None else list(start) if isinstance(start, (tuple, list)) else [start]
+    check(
+        math.prod(counts) <= _MOST_PICTURES,
+        "x" if y is None else "x and y",
+        f"make at most {_MOST_PICTURES} pictures",
+        " x ".join(map(str, counts)),
+    )
+    first = (
+        [n // 2 for n in counts]
+        if start is None
+        else list(start)
+        if isinstance(start, (tuple, list))
+        else [start]
+    )
     check(len(first) == len(axes), "start", f"be {len(axes)} indices", start)
-    return axes, [check_int(i, "start", low=0, high=n - 1) for i, n in zip(first, counts, strict=True)]
+    return axes, [
+        check_int(i, "start", low=0, high=n - 1) for i, n in zip(first, counts, strict=True)
+    ]
 
 
 def _check_texts(alt, axes) -> None:
@@ -367,8 +529,19 @@ def _check_texts(alt, axes) -> None:
     texts = {}
     for point in itertools.product(*(values for _, values in axes)):
         text = alt(*point)
-        check(isinstance(text, str) and bool(text.strip()), "alt", "return a nonempty string", text, TypeError)
-        check(text not in texts, "alt", f"differ between the pictures at {texts.get(text)} and {point}", repr(text))
+        check(
+            isinstance(text, str) and bool(text.strip()),
+            "alt",
+            "return a nonempty string",
+            text,
+            TypeError,
+        )
+        check(
+            text not in texts,
+            "alt",
+            f"differ between the pictures at {texts.get(text)} and {point}",
+            repr(text),
+        )
         texts[text] = point
 
 # %% ../nbs/00_foundations/10_viz.ipynb #82b76ba0
@@ -379,19 +552,36 @@ def _draw_all(draw, alt, axes, dpi) -> list[list[str]]:
         tags.append([])
         for rest in [(v,) for v in axes[1][1]] if len(axes) == 2 else [()]:
             fig = draw(left, *rest)
-            check(isinstance(fig, matplotlib.figure.Figure), "draw", "return a matplotlib Figure", fig, TypeError)
+            check(
+                isinstance(fig, matplotlib.figure.Figure),
+                "draw",
+                "return a matplotlib Figure",
+                fig,
+                TypeError,
+            )
             picture, pixels = _picture(fig, dpi)
-            check(size in (None, pixels), "draw", f"return figures of one size, here {size} pixels", f"{pixels}")
+            check(
+                size in (None, pixels),
+                "draw",
+                f"return figures of one size, here {size} pixels",
+                f"{pixels}",
+            )
             tags[-1].append(_tag(picture, alt(left, *rest), pixels[0]))
             size, used = pixels, used + len(tags[-1][-1])
-            check(used <= _MOST_BYTES, "draw", f"make pictures of at most {_MOST_BYTES // 1000} kB in all "
-                  "(lower dpi or draw less)", f"{used / 1000:.0f} kB at {(left, *rest)}")
+            check(
+                used <= _MOST_BYTES,
+                "draw",
+                f"make pictures of at most {_MOST_BYTES // 1000} kB in all "
+                "(lower dpi or draw less)",
+                f"{used / 1000:.0f} kB at {(left, *rest)}",
+            )
     return tags
 
 # %% ../nbs/00_foundations/10_viz.ipynb #fff7c7c5
 def frames(
     draw: Callable,  # draw(x) or draw(x, y) -> matplotlib Figure; all of one size
-    x: Sequence | Mapping,  # stops of the first slider: values, (label, value) pairs or a dict label -> value
+    x: Sequence
+    | Mapping,  # stops of the first slider: values, (label, value) pairs or a dict label -> value
     y: Sequence | Mapping | None = None,  # stops of the second slider
     *,
     alt: Callable,  # alt(x) or alt(x, y) -> what the picture shows, in words; no two the same
@@ -409,6 +599,12 @@ def frames(
     if scale() == "quick":
         counts = [len(values) for _, values in axes]
         axes = [_some(labels, values, 3) for labels, values in axes]
-        first = [round(i * (len(values) - 1) / (n - 1)) for i, n, (_, values) in zip(first, counts, axes, strict=True)]
-    sliders = [_slider(labels, name, i) for (labels, _), name, i in zip(axes, (x_label, y_label), first, strict=False)]
+        first = [
+            round(i * (len(values) - 1) / (n - 1))
+            for i, n, (_, values) in zip(first, counts, axes, strict=True)
+        ]
+    sliders = [
+        _slider(labels, name, i)
+        for (labels, _), name, i in zip(axes, (x_label, y_label), first, strict=False)
+    ]
     return _assemble(_draw_all(draw, alt, axes, dpi), sliders)

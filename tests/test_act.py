@@ -53,12 +53,25 @@ def ponder(halting, **kwargs):
 
 def test_the_reviewers_example():
     p, n, r, rho, grad = ponder([0.1, 0.3, 0.4, 0.4])
-    assert p == pytest.approx([0.1, 0.3, 0.4, 0.2]) and n == 4 and r == pytest.approx(0.2) and rho == pytest.approx(4.2)
+    assert (
+        p == pytest.approx([0.1, 0.3, 0.4, 0.2])
+        and n == 4
+        and r == pytest.approx(0.2)
+        and rho == pytest.approx(4.2)
+    )
     assert grad == [-1, -1, -1, 0]
     p, n, r, rho, grad = ponder([0.1, 0.3, 0.4, 0.4], epsilon=0.25)
-    assert p == pytest.approx([0.1, 0.3, 0.6, 0]) and (n, rho) == (3, pytest.approx(3.6)) and grad == [-1, -1, 0, 0]
+    assert (
+        p == pytest.approx([0.1, 0.3, 0.6, 0])
+        and (n, rho) == (3, pytest.approx(3.6))
+        and grad == [-1, -1, 0, 0]
+    )
     p, n, r, rho, grad = ponder([0.1, 0.3, 0.4, 0.4], max_steps=3)
-    assert p == pytest.approx([0.1, 0.3, 0.6]) and (n, rho) == (3, pytest.approx(3.6)) and grad == [-1, -1, 0, 0]
+    assert (
+        p == pytest.approx([0.1, 0.3, 0.6])
+        and (n, rho) == (3, pytest.approx(3.6))
+        and grad == [-1, -1, 0, 0]
+    )
 
 
 def test_gradient_of_a_loss_of_the_mean():
@@ -66,7 +79,9 @@ def test_gradient_of_a_loss_of_the_mean():
     w = act_weights(h)
     s = (w.weights * values).sum()
     assert s.item() == pytest.approx(3.9)
-    assert torch.autograd.grad(s, h, retain_graph=True)[0].tolist() == pytest.approx([-7, -6, -4, 0])
+    assert torch.autograd.grad(s, h, retain_graph=True)[0].tolist() == pytest.approx(
+        [-7, -6, -4, 0]
+    )
     loss = (s - 3) ** 2 + 0.01 * ponder_cost(w.steps, w.remainder)
     assert torch.autograd.grad(loss, h)[0].tolist() == pytest.approx([-12.61, -10.81, -7.21, 0])
 
@@ -86,7 +101,12 @@ def test_gradient_of_a_loss_of_the_mean():
 )
 def test_edges(halting, weights, n, rho, grad):
     got = ponder(halting)
-    assert got[0] == pytest.approx(weights) and got[1] == n and got[3] == pytest.approx(rho) and got[4] == grad
+    assert (
+        got[0] == pytest.approx(weights)
+        and got[1] == n
+        and got[3] == pytest.approx(rho)
+        and got[4] == grad
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +131,9 @@ def test_constant_logit(b, n, r):
     layer = ACTCell.make(nn.GRUCell, 3, 4, halting_bias=b).double()
     nn.init.zeros_(layer.halting.weight)
     out = layer(torch.randn(5, 3, dtype=torch.float64))
-    assert out.steps.tolist() == [n] * 5 and out.remainder.tolist() == pytest.approx([r] * 5, abs=1e-6)
+    assert out.steps.tolist() == [n] * 5 and out.remainder.tolist() == pytest.approx(
+        [r] * 5, abs=1e-6
+    )
 
 
 def test_many_random_rows():
@@ -122,7 +144,9 @@ def test_many_random_rows():
     assert ((w.remainder > 0.01) & (w.remainder <= 1))[ended].all()
     assert ((w.steps + w.remainder).ceil() - 1 == w.steps).all()
     before = torch.where(torch.arange(30)[:, None] < w.steps - 1, h, 0).sum(0)
-    assert (before < 0.99 + 1e-12).all() and (before + h.gather(0, w.steps[None] - 1)[0] >= 0.99 - 1e-12)[ended].all()
+    assert (before < 0.99 + 1e-12).all() and (
+        before + h.gather(0, w.steps[None] - 1)[0] >= 0.99 - 1e-12
+    )[ended].all()
 
 
 def test_jump_and_gradcheck():
@@ -132,7 +156,9 @@ def test_jump_and_gradcheck():
     assert torch.autograd.gradcheck(lambda h: act_weights(h)[::2], h)
 
 
-@pytest.mark.parametrize("a, slope", [(-2, -0.104994), (-5, -0.006648), (-10, -4.54e-5), (-20, -2.06e-9)])
+@pytest.mark.parametrize(
+    "a, slope", [(-2, -0.104994), (-5, -0.006648), (-10, -4.54e-5), (-20, -2.06e-9)]
+)
 def test_gradient_in_the_logit_vanishes(a, slope):
     logit = torch.full((20,), float(a), dtype=torch.float64, requires_grad=True)
     w = act_weights(logit.sigmoid())
@@ -154,10 +180,18 @@ def test_weights_sum_to_one(shape, n, seed, power, dtype, max_steps, dim):
     h = torch.rand(n, *shape, dtype=torch.float64, generator=seeded(seed)).pow(power).to(dtype)
     w = act_weights(h.movedim(0, dim), dim=dim, max_steps=max_steps)
     p = w.weights.movedim(dim, 0)
-    assert p.shape == (min(n, max_steps or n), *shape) and w.steps.shape == w.remainder.shape == torch.Size(shape)
-    assert w.steps.dtype == torch.int64 and p.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert p.shape == (
+        min(n, max_steps or n),
+        *shape,
+    ) and w.steps.shape == w.remainder.shape == torch.Size(shape)
+    assert w.steps.dtype == torch.int64 and p.dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32
+    )
     assert (
-        ((p.sum(0) - 1).abs() <= 1e-6).all() and (p >= 0).all() and (w.steps >= 1).all() and (w.steps <= len(p)).all()
+        ((p.sum(0) - 1).abs() <= 1e-6).all()
+        and (p >= 0).all()
+        and (w.steps >= 1).all()
+        and (w.steps <= len(p)).all()
     )
     index = torch.arange(len(p)).view(-1, *[1] * len(shape))
     assert (torch.where(index >= w.steps, p, 0) == 0).all()
@@ -181,9 +215,17 @@ def test_cell_weights_sum_to_one(kind, batch, bias, spread, max_steps, dtype, se
     x = torch.randn(batch, 3)
     out = layer.to(dtype)(x.to(dtype))
     assert ((out.weights.sum(0) - 1).abs() <= 1e-6).all() and (out.weights >= 0).all()
-    assert out.weights.dtype == out.remainder.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (
+        out.weights.dtype
+        == out.remainder.dtype
+        == (torch.float64 if dtype == torch.float64 else torch.float32)
+    )
     assert all(s.dtype == dtype and s.shape == (batch, 6) for s in leaves(out.state))
-    assert ((out.weights != 0).sum(0) <= out.steps).all() and (out.steps >= 1).all() and (out.steps <= max_steps).all()
+    assert (
+        ((out.weights != 0).sum(0) <= out.steps).all()
+        and (out.steps >= 1).all()
+        and (out.steps <= max_steps).all()
+    )
 
 
 # the cost ------------------------------------------------------------------------------------------------------------
@@ -196,8 +238,12 @@ def test_ponder_cost():
         assert ponder_cost(steps, remainder, reduction=reduction).item() == pytest.approx(value)
     mask = torch.tensor([[True, False]])
     for reduction in ("sum", "mean", "batchmean"):
-        assert ponder_cost(steps, remainder, mask=mask, reduction=reduction).item() == pytest.approx(4.2)
-    assert ponder_cost(steps.expand(3, 2), remainder.expand(3, 2), reduction="batchmean").item() == pytest.approx(6.2)
+        assert ponder_cost(
+            steps, remainder, mask=mask, reduction=reduction
+        ).item() == pytest.approx(4.2)
+    assert ponder_cost(
+        steps.expand(3, 2), remainder.expand(3, 2), reduction="batchmean"
+    ).item() == pytest.approx(6.2)
 
 
 # the layer against plain loops ---------------------------------------------------------------------------------------
@@ -231,7 +277,9 @@ def made(kind, size=5, hidden=8, seed=0, **kwargs):
 def test_agrees_with_a_plain_loop(kind, compact):
     layer = made(kind, halting_bias=-2.0, compact=compact)
     x = torch.randn(64, 5, dtype=torch.float64)
-    state = [torch.randn(64, 8, dtype=torch.float64) for _ in range(2 if kind is nn.LSTMCell else 1)]
+    state = [
+        torch.randn(64, 8, dtype=torch.float64) for _ in range(2 if kind is nn.LSTMCell else 1)
+    ]
     out = layer(x, state[0] if len(state) == 1 else tuple(state))
     plain = [plain_row(layer, x[i : i + 1], [s[i : i + 1] for s in state]) for i in range(64)]
     assert out.steps.tolist() == [n for _, n, _ in plain] and out.steps.unique().numel() > 3
@@ -247,7 +295,8 @@ def test_agrees_with_a_plain_loop(kind, compact):
     )
     theirs = [torch.cat([m[j] for m, _, _ in plain]) for j in range(len(state))]
     theirs = torch.autograd.grad(
-        loss(theirs, sum(n + r.sum() if isinstance(r, Tensor) else n + r for _, n, r in plain)), parameters
+        loss(theirs, sum(n + r.sum() if isinstance(r, Tensor) else n + r for _, n, r in plain)),
+        parameters,
     )
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-10)
@@ -261,7 +310,10 @@ def test_compaction_equals_no_compaction(kind):
     layer.compact = False
     other = layer(x)
     assert torch.equal(whole.steps, other.steps)
-    pairs = [*zip(leaves(whole.state), leaves(other.state), strict=True), (whole.remainder, other.remainder)]
+    pairs = [
+        *zip(leaves(whole.state), leaves(other.state), strict=True),
+        (whole.remainder, other.remainder),
+    ]
     assert all(torch.allclose(a, b, atol=1e-13) for a, b in pairs)
     assert torch.allclose(whole.weights, other.weights, atol=1e-13)
     again = act_weights(torch.where(whole.weights > 0, whole.weights, 0))
@@ -290,7 +342,9 @@ def test_a_row_alone_or_in_a_batch():
     out = layer(x)
     for i in range(20):
         alone = layer(x[i : i + 1])
-        assert alone.steps[0] == out.steps[i] and torch.allclose(alone.state[0], out.state[i], atol=1e-6)
+        assert alone.steps[0] == out.steps[i] and torch.allclose(
+            alone.state[0], out.state[i], atol=1e-6
+        )
 
 
 class Pair(NamedTuple):
@@ -315,7 +369,9 @@ def test_nested_state_and_halting_input():
     x = torch.randn(9, 3, dtype=torch.float64)
     out, plain = layer(x, start), direct(x)
     assert isinstance(out.state, Pair) and torch.equal(out.steps, plain.steps)
-    assert torch.allclose(out.state.a, plain.state) and torch.allclose(out.state.rest["twice"][0], 2 * plain.state)
+    assert torch.allclose(out.state.a, plain.state) and torch.allclose(
+        out.state.rest["twice"][0], 2 * plain.state
+    )
     sequence = ACTRNN(layer)(x[:, None].expand(9, 3, 3), start)
     assert sequence.output.shape == (9, 3, 6)
     assert RepeatCell(nested, 3).unroll(x, start).rest["twice"][1][0][:, 0, 0].tolist() == [1, 2, 3]
@@ -355,13 +411,17 @@ def test_limit_of_one_is_the_bare_cell():
 @pytest.mark.parametrize("kind, nonlinearity", [(k, None) for k in CELLS] + [(nn.RNNCell, "relu")])
 @pytest.mark.parametrize("flag", [True, False])
 def test_prepared_update_equals_the_cell(kind, nonlinearity, bias, flag):
-    cell = kind(5 + flag, 8, bias=bias, **({"nonlinearity": nonlinearity} if nonlinearity else {})).double()
+    cell = kind(
+        5 + flag, 8, bias=bias, **({"nonlinearity": nonlinearity} if nonlinearity else {})
+    ).double()
     x = torch.randn(4, 5, dtype=torch.float64)
     fast, slow = RepeatCell(cell, 4, flag=flag), RepeatCell(cell, 4, flag=flag)
     handle = cell.register_forward_hook(lambda *_: None)  # a hook must not be bypassed
     after = leaves(slow(x).state)
     handle.remove()
-    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(leaves(fast(x).state), after, strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-12) for a, b in zip(leaves(fast(x).state), after, strict=True)
+    )
 
 
 def test_hooks_are_called():
@@ -387,7 +447,9 @@ def test_zero_halting_is_the_control():
     x = torch.randn(5, 3)
     out, control = layer(x), RepeatCell(layer.cell, 6)(x)
     assert (
-        torch.equal(out.state, control.state) and out.steps.tolist() == [6] * 5 and out.remainder.tolist() == [1.0] * 5
+        torch.equal(out.state, control.state)
+        and out.steps.tolist() == [6] * 5
+        and out.remainder.tolist() == [1.0] * 5
     )
     ponder_cost(out.steps, out.remainder).backward()
     assert layer.halting.bias.grad.item() == 0
@@ -414,7 +476,10 @@ def test_gradcheck_of_the_layer(kind):
 def test_returned_weights_carry_the_gradient():
     layer = made(nn.GRUCell, halting_bias=-1.0, return_weights=True)
     out = layer(torch.randn(6, 5, dtype=torch.float64))
-    assert torch.equal(out.weights.gather(0, out.steps[None] - 1)[0], out.remainder) and out.weights.requires_grad
+    assert (
+        torch.equal(out.weights.gather(0, out.steps[None] - 1)[0], out.remainder)
+        and out.weights.requires_grad
+    )
     assert made(nn.GRUCell)(torch.randn(2, 5, dtype=torch.float64)).weights is None
 
 
@@ -423,13 +488,19 @@ def test_nan_runs_to_the_limit():
     x = torch.randn(3, 5, dtype=torch.float64)
     x[1] = math.nan
     out = layer(x)
-    assert out.steps[1] == 4 and torch.isfinite(out.state[[0, 2]]).all() and torch.isfinite(out.remainder[[0, 2]]).all()
+    assert (
+        out.steps[1] == 4
+        and torch.isfinite(out.state[[0, 2]]).all()
+        and torch.isfinite(out.remainder[[0, 2]]).all()
+    )
 
 
 # sequences -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda k: ACTCell.make(k, 3, 8, halting_bias=-1.0), lambda k: RepeatCell(k(4, 8), 2)])
+@pytest.mark.parametrize(
+    "make", [lambda k: ACTCell.make(k, 3, 8, halting_bias=-1.0), lambda k: RepeatCell(k(4, 8), 2)]
+)
 @pytest.mark.parametrize("kind", CELLS)
 def test_padding_changes_nothing(kind, make):
     torch.manual_seed(0)
@@ -442,10 +513,16 @@ def test_padding_changes_nothing(kind, make):
         alone, alone_final = rnn(x[i : i + 1, : lengths[i]])
         assert torch.allclose(output[i, : lengths[i]], alone[0], atol=1e-12)
         assert torch.equal(final.steps[i, : lengths[i]], alone_final.steps[0])
-        assert torch.allclose(output[i, lengths[i] :], alone[0, -1].expand(6 - lengths[i], 8), atol=1e-12)
+        assert torch.allclose(
+            output[i, lengths[i] :], alone[0, -1].expand(6 - lengths[i], 8), atol=1e-12
+        )
         for a, b in zip(leaves(final.state), leaves(alone_final.state), strict=True):
             assert torch.allclose(a[i], b[0], atol=1e-12)
-    assert (final.steps[~mask] == 0).all() and (final.remainder[~mask] == 0).all() and (output[3] == 0).all()
+    assert (
+        (final.steps[~mask] == 0).all()
+        and (final.remainder[~mask] == 0).all()
+        and (output[3] == 0).all()
+    )
     changed = torch.where(mask[..., None], x, 7.0)
     assert torch.equal(rnn(changed, mask=mask).output, output)
     gaps = mask.clone()
@@ -477,7 +554,12 @@ def test_dtypes(dtype):
 
 def test_parity_task():
     b = parity(20_000, 6, generator=seeded(0))
-    assert b.x.shape == (20_000, 1, 6) and b.x.dtype == torch.float32 and b.y.dtype == torch.int64 and b.mask.all()
+    assert (
+        b.x.shape == (20_000, 1, 6)
+        and b.x.dtype == torch.float32
+        and b.y.dtype == torch.int64
+        and b.mask.all()
+    )
     k = (b.x != 0).sum((1, 2))
     assert torch.equal(b.y[:, 0], (b.x[:, 0] == 1).sum(1) % 2)
     share = torch.bincount(k, minlength=7)[1:] / 20_000
@@ -504,7 +586,11 @@ def test_logic_task():
         "OR": lambda p, q: p or q,
     }
     table = dict(
-        zip(names, ["0001", "0010", "0100", "0110", "0111", "1000", "1001", "1011", "1101", "1110"], strict=True)
+        zip(
+            names,
+            ["0001", "0010", "0100", "0110", "0111", "1000", "1001", "1011", "1101", "1110"],
+            strict=True,
+        )
     )
     order = [(1, 1), (1, 0), (0, 1), (0, 0)]
     # the paper's tables, as the brief lists them: value at (P, Q) = TT, TF, FT, FF
@@ -519,7 +605,10 @@ def test_logic_task():
             newer = int(b.x[i, t, 1])
             for chunk in b.x[i, t, 2:].view(5, 10):
                 if chunk.any():
-                    older, newer = newer, int(table[names[int(chunk.argmax())]][order.index((newer, older))])
+                    older, newer = (
+                        newer,
+                        int(table[names[int(chunk.argmax())]][order.index((newer, older))]),
+                    )
             answer = newer
             assert b.y[i, t] == answer
         assert (b.x[i, int(b.mask[i].sum()) :] == 0).all()
@@ -555,7 +644,9 @@ def test_sorting_task():
         n = int(b.x[i, :, 1].argmax()) + 1
         values = b.x[i, :n, 0]
         assert b.x[i, :, 1].sum() == 1 and b.y[i, n : 2 * n].tolist() == values.argsort().tolist()
-        assert b.mask[i].tolist() == [n <= t < 2 * n for t in range(12)] and (b.x[i, n:, 0] == 0).all()
+        assert (
+            b.mask[i].tolist() == [n <= t < 2 * n for t in range(12)] and (b.x[i, n:, 0] == 0).all()
+        )
     apart = sorting(200, min_length=6, max_length=6, min_gap=0.3, generator=seeded(0))
     assert apart.x[:, :6, 0].sort(1).values.diff(dim=1).min() >= 0.3 - 1e-5
     assert torch.equal(apart.x[:, :6, 0].argsort(1), apart.y[:, 6:])
@@ -563,7 +654,11 @@ def test_sorting_task():
 
 @pytest.mark.parametrize("task", [parity, logic, addition, sorting])
 def test_tasks_repeat_with_their_generator(task):
-    a, b, c = task(8, generator=seeded(5)), task(8, generator=seeded(5)), task(8, generator=seeded(6))
+    a, b, c = (
+        task(8, generator=seeded(5)),
+        task(8, generator=seeded(5)),
+        task(8, generator=seeded(6)),
+    )
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True)) and not torch.equal(a.x, c.x)
     assert a.x.dtype == torch.float32 and a.y.dtype == torch.int64 and a.mask.dtype == torch.bool
     assert a.y.shape == a.mask.shape and task(8, device="cpu").x.device.type == "cpu"
@@ -600,13 +695,20 @@ def learn(cell, seed, steps=600):
     test = parity(2000, 5, generator=seeded(1))
     with torch.no_grad():
         output, final = rnn(test.x)
-    return ((read(output)[..., 0] > 0) == test.y).double().mean().item(), final.steps.double().mean().item()
+    return (
+        (read(output)[..., 0] > 0) == test.y
+    ).double().mean().item(), final.steps.double().mean().item()
 
 
 def test_parity_is_learned():
     gains = []
-    for seed in (1, 2):  # one slow seed of two is allowed for: which one is slow differs between versions of torch
-        with_act, steps = learn(lambda: ACTCell.make(nn.RNNCell, 5, 128, halting_bias=-1.0, max_steps=20), seed)
+    for seed in (
+        1,
+        2,
+    ):  # one slow seed of two is allowed for: which one is slow differs between versions of torch
+        with_act, steps = learn(
+            lambda: ACTCell.make(nn.RNNCell, 5, 128, halting_bias=-1.0, max_steps=20), seed
+        )
         without, one = learn(lambda: RepeatCell(nn.RNNCell(6, 128), 1), seed)
         assert one == 1 and 2 <= steps <= 15
         gains.append(with_act - without)
@@ -628,12 +730,32 @@ def refuses(error, message, call, *args, **kwargs):
 def test_messages():
     h, n, r = torch.rand(3, 2), torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3)
     cases = [
-        (ValueError, "halting must lie in [0, 1], got values outside it or NaN", act_weights, h + 1),
-        (ValueError, "halting must lie in [0, 1], got values outside it or NaN", act_weights, h * math.nan),
-        (ValueError, "halting must have at least 1 ponder step, got", act_weights, torch.rand(0, 2)),
+        (
+            ValueError,
+            "halting must lie in [0, 1], got values outside it or NaN",
+            act_weights,
+            h + 1,
+        ),
+        (
+            ValueError,
+            "halting must lie in [0, 1], got values outside it or NaN",
+            act_weights,
+            h * math.nan,
+        ),
+        (
+            ValueError,
+            "halting must have at least 1 ponder step, got",
+            act_weights,
+            torch.rand(0, 2),
+        ),
         (ValueError, "halting must have a step axis 2, got", lambda: act_weights(h, dim=2)),
         (ValueError, "halting must have a step axis 0, got", act_weights, torch.tensor(0.5)),
-        (TypeError, "halting must be a tensor of float dtype, got", act_weights, torch.ones(3, dtype=torch.int64)),
+        (
+            TypeError,
+            "halting must be a tensor of float dtype, got",
+            act_weights,
+            torch.ones(3, dtype=torch.int64),
+        ),
         (TypeError, "halting must be a tensor, got list", act_weights, [0.5]),
         (ValueError, "epsilon must lie in [0, 1), got 1.0", lambda: act_weights(h, epsilon=1)),
         (ValueError, "max_steps must be >= 1, got 0", lambda: act_weights(h, max_steps=0)),
@@ -650,12 +772,32 @@ def test_messages():
         (TypeError, "mask must be a tensor of bool dtype, got", lambda: ponder_cost(n, r, mask=r)),
         (ValueError, "steps must have shape (2, 3), got", lambda: ponder_cost(n[0], r)),
         (TypeError, "remainder must be a tensor of float dtype", lambda: ponder_cost(n, n)),
-        (ValueError, "max_steps must be >= 1, got 0", lambda: ACTCell(nn.GRUCell(3, 4), max_steps=0)),
-        (ValueError, "epsilon must lie in [0, 1), got 1.0", lambda: ACTCell(nn.GRUCell(3, 4), epsilon=1.0)),
-        (ValueError, "hidden_size must be given for a cell without one, got None", lambda: ACTCell(lambda x, s: s)),
-        (TypeError, "cell must be callable as cell(input, state) -> state, got 3", lambda: ACTCell(3, hidden_size=2)),
+        (
+            ValueError,
+            "max_steps must be >= 1, got 0",
+            lambda: ACTCell(nn.GRUCell(3, 4), max_steps=0),
+        ),
+        (
+            ValueError,
+            "epsilon must lie in [0, 1), got 1.0",
+            lambda: ACTCell(nn.GRUCell(3, 4), epsilon=1.0),
+        ),
+        (
+            ValueError,
+            "hidden_size must be given for a cell without one, got None",
+            lambda: ACTCell(lambda x, s: s),
+        ),
+        (
+            TypeError,
+            "cell must be callable as cell(input, state) -> state, got 3",
+            lambda: ACTCell(3, hidden_size=2),
+        ),
         (ValueError, "n_steps must be >= 1, got 0", lambda: RepeatCell(nn.GRUCell(3, 4), 0)),
-        (TypeError, "cell must be an ACTCell or a RepeatCell, got GRUCell", lambda: ACTRNN(nn.GRUCell(3, 4))),
+        (
+            TypeError,
+            "cell must be an ACTCell or a RepeatCell, got GRUCell",
+            lambda: ACTRNN(nn.GRUCell(3, 4)),
+        ),
         (
             ValueError,
             "cell.input_size must be 65 (input size + 1 for the flag), got 64",
@@ -666,7 +808,11 @@ def test_messages():
             "cell.input_size must be 63 (the input size), got 64",
             lambda: ACTCell(nn.GRUCell(64, 4), flag=False)(torch.randn(2, 63)),
         ),
-        (ValueError, "input must have shape (B, D), got", lambda: ACTCell(nn.GRUCell(3, 4))(torch.randn(2))),
+        (
+            ValueError,
+            "input must have shape (B, D), got",
+            lambda: ACTCell(nn.GRUCell(3, 4))(torch.randn(2)),
+        ),
         (
             ValueError,
             "input must have shape (B, T, D), got",
@@ -685,7 +831,9 @@ def test_messages():
         (
             ValueError,
             "mask must have shape (2, 5), got",
-            lambda: ACTRNN(ACTCell(nn.GRUCell(3, 4)))(torch.ones(2, 5, 2), mask=torch.ones(2, 4, dtype=torch.bool)),
+            lambda: ACTRNN(ACTCell(nn.GRUCell(3, 4)))(
+                torch.ones(2, 5, 2), mask=torch.ones(2, 4, dtype=torch.bool)
+            ),
         ),
         (
             ValueError,
@@ -698,7 +846,11 @@ def test_messages():
             lambda: ACTCell(lambda x, s: "x", hidden_size=2)(torch.ones(2, 2)),
         ),
         (ValueError, "n_bits must be >= 1, got 0", lambda: parity(2, 0)),
-        (ValueError, "min_bits must lie in 1..3, got 4", lambda: parity(2, 5, min_bits=4, max_bits=3)),
+        (
+            ValueError,
+            "min_bits must lie in 1..3, got 4",
+            lambda: parity(2, 5, min_bits=4, max_bits=3),
+        ),
         (ValueError, "max_bits must lie in 1..5, got 6", lambda: parity(2, 5, max_bits=6)),
         (ValueError, "batch_size must be >= 1, got 0", lambda: parity(0)),
         (ValueError, "min_length must lie in 1..10, got 11", lambda: logic(2, min_length=11)),
@@ -710,7 +862,11 @@ def test_messages():
             "mask must have a scored entry, got none",
             lambda: sequence_error_rate(n, n, torch.zeros(2, 3, dtype=torch.bool)),
         ),
-        (ValueError, "target must have shape (2, 3), got", lambda: sequence_error_rate(n, n[0], n.bool())),
+        (
+            ValueError,
+            "target must have shape (2, 3), got",
+            lambda: sequence_error_rate(n, n[0], n.bool()),
+        ),
     ]
     for error, message, call, *args in cases:
         refuses(error, message, call, *args)

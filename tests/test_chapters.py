@@ -1,4 +1,5 @@
 """Every notebook: in step with its module, whole in its parts, with the outputs of the code that stands in it."""
+
 import ast
 import base64
 import json
@@ -19,8 +20,19 @@ ROOT = course_root()
 NOTEBOOKS = [c for c in CATALOGUE if c.notebook]
 CHAPTERS = [c for c in NOTEBOOKS if c.part]
 FILES = [Path(c.notebook) for c in NOTEBOOKS] + [Path("index.ipynb")]
-SECTIONS = ["In one picture", "The problem", "The idea", "The method, step by step", "The experiment", "Play with it",
-            "Use it", "The reviewer's questions", "Exercises", "Summary", "Where it went next"]
+SECTIONS = [
+    "In one picture",
+    "The problem",
+    "The idea",
+    "The method, step by step",
+    "The experiment",
+    "Play with it",
+    "Use it",
+    "The reviewer's questions",
+    "Exercises",
+    "Summary",
+    "Where it went next",
+]
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 MACHINE = r"/work/|/root/|/home/\w|/Users/\w|/opt/\w|[A-Z]:\\\\Users|site-packages|--index-url file:|\.pyenv"
 
@@ -64,7 +76,11 @@ def headings(nb, level=2):
 
 def length(source):
     "Lines of code to read: no blank lines, directives or docstrings; a signature with its comments counts as one."
-    skip = {i for i, line in enumerate(source.splitlines(), 1) if not line.strip() or line.startswith("#|")}
+    skip = {
+        i
+        for i, line in enumerate(source.splitlines(), 1)
+        if not line.strip() or line.startswith("#|")
+    }
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             start = 1 if ast.get_docstring(node) is not None else 0
@@ -88,6 +104,7 @@ class Images(HTMLParser):
 
 # In step with the modules
 
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "A copy of the notebooks and settings, exported and cleaned by nbdev."
@@ -100,19 +117,33 @@ def copy(tmp_path_factory):
     ignore = shutil.ignore_patterns("__pycache__", "_data", "_course")
     shutil.copytree(ROOT / "ponderlearn", top / "ponderlearn", ignore=ignore)
     env = os.environ | {"PYTHONPATH": str(top), "OMP_NUM_THREADS": "1"}
-    for command in ("from nbdev.doclinks import nbdev_export as f", "from nbdev.clean import nbdev_clean as f"):
-        subprocess.run([sys.executable, "-c", f"{command}; f()"], cwd=top, env=env, check=True, capture_output=True)
+    for command in (
+        "from nbdev.doclinks import nbdev_export as f",
+        "from nbdev.clean import nbdev_clean as f",
+    ):
+        subprocess.run(
+            [sys.executable, "-c", f"{command}; f()"],
+            cwd=top,
+            env=env,
+            check=True,
+            capture_output=True,
+        )
     return top
 
 
 def test_modules_are_in_step_with_notebooks(copy):
-    modules = lambda top: {p.relative_to(top): p.read_text(encoding="utf-8")
-                           for p in (top / "ponderlearn").rglob("*.py") if "_course" not in p.parts}
+    modules = lambda top: {
+        p.relative_to(top): p.read_text(encoding="utf-8")
+        for p in (top / "ponderlearn").rglob("*.py")
+        if "_course" not in p.parts
+    }
     here, made = modules(ROOT), modules(copy)
     assert set(here) == set(made)
     stale = [str(p) for p in made if here[p] != made[p]]
     assert not stale, "run nbdev_export"
-    sources = {m for m in re.findall(r"File to edit: (?:\.\./)+(\S+\.ipynb)", "".join(here.values()))}
+    sources = {
+        m for m in re.findall(r"File to edit: (?:\.\./)+(\S+\.ipynb)", "".join(here.values()))
+    }
     assert sources <= {str(p) for p in FILES}
 
 
@@ -123,6 +154,7 @@ def test_notebook_is_clean(copy, path):
 
 
 # What every notebook keeps to
+
 
 @every
 def test_size_and_cells(path):
@@ -138,8 +170,12 @@ def test_size_and_cells(path):
 def test_imports(path):
     for cell in code(read(path)):
         # the command line takes nbdev for --commit, inside the function and in a checkout alone
-        assert not re.search(r"(?m)^(from|import)\s+nbdev\b|^\s*from\s+\S+\s+import\s+\*|show_doc", cell["source"])
-        assert path.name == "11_cli.ipynb" or not re.search(r"(?m)^\s*(from|import)\s+nbdev\b", cell["source"])
+        assert not re.search(
+            r"(?m)^(from|import)\s+nbdev\b|^\s*from\s+\S+\s+import\s+\*|show_doc", cell["source"]
+        )
+        assert path.name == "11_cli.ipynb" or not re.search(
+            r"(?m)^\s*(from|import)\s+nbdev\b", cell["source"]
+        )
 
 
 @every
@@ -147,7 +183,9 @@ def test_nothing_of_the_machine_it_was_made_on(path):
     found = re.search(MACHINE, (ROOT / path).read_text(encoding="utf-8"))
     assert not found, found
     for _, output in outputs(read(path)):
-        assert "/tmp/" not in text_of(output.get("text", "")) + text_of(output.get("data", {}).get("text/plain", ""))
+        assert "/tmp/" not in text_of(output.get("text", "")) + text_of(
+            output.get("data", {}).get("text/plain", "")
+        )
 
 
 @every
@@ -183,13 +221,16 @@ def test_frames_keep_their_budget(path):
 
 # Stored outputs
 
+
 @notebooks
 def test_outputs_are_those_of_this_code(c):
     nb = read(c.notebook)
     facts = nb["metadata"].get("ponderlearn")
     assert facts, f"no committed run: ponderlearn run {c.name} --scale full --commit"
     assert facts["scale"] == "full" and set(facts) >= {"device", "torch", "seconds", "date"}
-    assert facts["sha256"] == code_sha256(nb), f"the code has changed: ponderlearn run {c.name} --scale full --commit"
+    assert facts["sha256"] == code_sha256(nb), (
+        f"the code has changed: ponderlearn run {c.name} --scale full --commit"
+    )
     assert facts["seconds"] <= 600
 
 
@@ -198,14 +239,20 @@ def test_outputs_hold_no_error_and_no_noise(c):
     nb = read(c.notebook)
     for cell, output in outputs(nb):
         assert output["output_type"] != "error", cell["source"][:80]
-        assert output.get("name") != "stderr" or "Warning" not in text_of(output["text"]), text_of(output["text"])
+        assert output.get("name") != "stderr" or "Warning" not in text_of(output["text"]), text_of(
+            output["text"]
+        )
     state = nb["metadata"].get("widgets", {}).get(WIDGETS, {"state": {}})["state"]
-    views = [o["data"]["application/vnd.jupyter.widget-view+json"]["model_id"] for _, o in outputs(nb)
-             if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    views = [
+        o["data"]["application/vnd.jupyter.widget-view+json"]["model_id"]
+        for _, o in outputs(nb)
+        if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
+    ]
     assert all(v in state for v in views)
 
 
 # The anatomy of a chapter
+
 
 @chapters
 def test_sections(c):
@@ -223,7 +270,11 @@ def test_first_code_cell_installs_on_colab_only(c):
 @chapters
 def test_card_stands_before_the_first_section(c):
     cells = read(c.notebook)["cells"]
-    where = next(i for i, x in enumerate(cells) if x["cell_type"] == "markdown" and "## In one picture" in x["source"])
+    where = next(
+        i
+        for i, x in enumerate(cells)
+        if x["cell_type"] == "markdown" and "## In one picture" in x["source"]
+    )
     call = rf'(?m)^card\("{c.name}"\)'
     cards = [x for x in cells[:where] if x["cell_type"] == "code" and re.search(call, x["source"])]
     assert len(cards) == 1 and "the opinions are the reviewer" in json.dumps(cards[0]["outputs"])
@@ -234,7 +285,11 @@ def section(nb, name):
     "The cells of a section."
     inside, found = False, []
     for cell in nb["cells"]:
-        heads = re.findall(r"(?m)^## (.+?)\s*$", cell["source"]) if cell["cell_type"] == "markdown" else []
+        heads = (
+            re.findall(r"(?m)^## (.+?)\s*$", cell["source"])
+            if cell["cell_type"] == "markdown"
+            else []
+        )
         inside = heads[-1] == name if heads else inside
         if inside or name in heads:
             found.append(cell)
@@ -244,11 +299,19 @@ def section(nb, name):
 @chapters
 def test_first_section_draws_and_the_widget_moves(c):
     nb = read(c.notebook)
-    drawn = [o for x in section(nb, "In one picture") if x["cell_type"] == "code" for o in x["outputs"]]
-    assert any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in drawn)
+    drawn = [
+        o for x in section(nb, "In one picture") if x["cell_type"] == "code" for o in x["outputs"]
+    ]
+    assert any(
+        "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in drawn
+    )
     cells = [x for x in section(nb, "Play with it") if x["cell_type"] == "code"]
     assert any("frames(" in x["source"] for x in cells)
-    assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for x in cells for o in x["outputs"])
+    assert any(
+        "application/vnd.jupyter.widget-view+json" in o.get("data", {})
+        for x in cells
+        for o in x["outputs"]
+    )
     assert len(Images("".join(widget_html(nb))).found) >= 15
 
 
@@ -261,7 +324,11 @@ def test_claims_are_recorded_and_shown(c):
     claims = [r for r in stored["claims"] if r["scale"] == "full"]
     assert claims and all(r["rule"] and r["holds"] in ("yes", "no", "partly") for r in claims)
     assert any(r["interval"] and r["n_seeds"] >= 5 for r in claims)
-    run = [r for r in stored["runs"] if r["scale"] == "full" and r["device"] == nb["metadata"]["ponderlearn"]["device"]]
+    run = [
+        r
+        for r in stored["runs"]
+        if r["scale"] == "full" and r["device"] == nb["metadata"]["ponderlearn"]["device"]
+    ]
     assert run == [nb["metadata"]["ponderlearn"]]
 
 
@@ -278,11 +345,15 @@ def test_exercises_have_solutions(c):
         elif tagged and number is not None:
             solved[number] += cell["cell_type"] == "code"
     assert len(solved) >= 5 and list(solved) == list(range(1, len(solved) + 1))
-    assert all(solved.values()), f"exercises without a solution that runs: {[n for n, k in solved.items() if not k]}"
+    assert all(solved.values()), (
+        f"exercises without a solution that runs: {[n for n, k in solved.items() if not k]}"
+    )
 
 
 @chapters
 def test_summary_is_five_lines(c):
-    text = "\n".join(x["source"] for x in section(read(c.notebook), "Summary") if x["cell_type"] == "markdown")
+    text = "\n".join(
+        x["source"] for x in section(read(c.notebook), "Summary") if x["cell_type"] == "markdown"
+    )
     text = text.split("## Summary", 1)[1].split("\n## ")[0]
     assert 4 <= len(re.findall(r"(?m)^\s*(?:[-*]|\d+\.) ", text)) <= 6

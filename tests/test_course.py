@@ -1,4 +1,5 @@
 """The catalogue, the scale, the record and the files that are whole or old."""
+
 import errno
 import json
 import os
@@ -17,7 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ponderlearn import course
-from ponderlearn.course import CATALOGUE, PARTS, by_scale, card, chapter, claims_table, record, write_atomic
+from ponderlearn.course import (
+    CATALOGUE,
+    PARTS,
+    by_scale,
+    card,
+    chapter,
+    claims_table,
+    record,
+    write_atomic,
+)
 
 PAPERS = [c for c in CATALOGUE if c.part]
 ORDER = """act pondernet sire performer perceiver ipt alignment_uniformity swav relic seqclr drs ratio_clipping transgan
@@ -34,10 +44,13 @@ def clean(monkeypatch):
 
 def python(code, **options):
     "Run a Python process."
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options
+    )
 
 
 # The catalogue
+
 
 def test_32_papers_in_nine_parts():
     assert sorted(c.name for c in PAPERS) == sorted(ORDER)
@@ -53,7 +66,12 @@ def test_32_papers_in_nine_parts():
 def test_every_paper_is_credited(c):
     assert c.title and c.claim.endswith(".") and c.authors and c.venue and 2016 <= c.year <= 2021
     assert re.fullmatch(r"\d{4}\.\d{5}", c.arxiv) and re.fullmatch(r"(https://\S+)?", c.code)
-    assert c.review.language in ("Hebrew", "Russian") and c.review.reviewer and c.review.recommendation and c.know
+    assert (
+        c.review.language in ("Hebrew", "Russian")
+        and c.review.reviewer
+        and c.review.recommendation
+        and c.know
+    )
     names = [x.name for x in CATALOGUE]
     assert all(names.index(p) < names.index(c.name) for p in c.prerequisites)
     assert c.bibtex.count("{") == c.bibtex.count("}") and c.arxiv in c.bibtex
@@ -61,13 +79,21 @@ def test_every_paper_is_credited(c):
 
 
 def test_every_notebook_is_in_the_catalogue():
-    found = {p.relative_to(course.course_root()).as_posix() for p in (course.course_root() / "nbs").rglob("*.ipynb")
-             if ".ipynb_checkpoints" not in p.parts}
+    found = {
+        p.relative_to(course.course_root()).as_posix()
+        for p in (course.course_root() / "nbs").rglob("*.ipynb")
+        if ".ipynb_checkpoints" not in p.parts
+    }
     assert found == {c.notebook for c in CATALOGUE if c.notebook}
-    assert chapter("act").module == "ponderlearn.adaptive.act" and chapter("check").module == "ponderlearn._check"
+    assert (
+        chapter("act").module == "ponderlearn.adaptive.act"
+        and chapter("check").module == "ponderlearn._check"
+    )
 
 
-@pytest.mark.parametrize("name, near", [("atc", "act"), ("PonderNet", "pondernet"), ("swaw", "swav")])
+@pytest.mark.parametrize(
+    "name, near", [("atc", "act"), ("PonderNet", "pondernet"), ("swaw", "swav")]
+)
 def test_the_nearest_name_is_suggested(name, near):
     with pytest.raises(ValueError, match=re.escape(f"no chapter {name!r}; did you mean {near!r}?")):
         chapter(name)
@@ -82,6 +108,7 @@ def test_a_far_name_points_to_the_list():
 
 
 # Import
+
 
 @pytest.mark.parametrize("module", ["ponderlearn", "ponderlearn.course", "ponderlearn.cli"])
 def test_import_brings_no_heavy_package(module):
@@ -99,13 +126,16 @@ def test_import_is_fast():
 
 # Scale and device
 
+
 def test_scale(monkeypatch):
     assert course.scale() == "full"
     for name in ("quick", "full", "gpu"):
         monkeypatch.setenv("PONDERLEARN_SCALE", name)
         assert course.scale() == name
     monkeypatch.setenv("PONDERLEARN_SCALE", "fast")
-    with pytest.raises(ValueError, match="PONDERLEARN_SCALE must be one of 'quick', 'full', 'gpu', got 'fast'"):
+    with pytest.raises(
+        ValueError, match="PONDERLEARN_SCALE must be one of 'quick', 'full', 'gpu', got 'fast'"
+    ):
         course.scale()
 
 
@@ -116,7 +146,9 @@ def test_by_scale_falls_back_to_full(monkeypatch):
     assert by_scale(**numbers).steps == 5 and by_scale(**numbers).width == 8
     monkeypatch.setenv("PONDERLEARN_SCALE", "gpu")
     assert by_scale(**numbers) == {"steps": 100, "width": 64}
-    with pytest.raises(ValueError, match=r"quick must only hold names that full has, got \['stps'\]"):
+    with pytest.raises(
+        ValueError, match=r"quick must only hold names that full has, got \['stps'\]"
+    ):
         by_scale(full=dict(steps=1), quick=dict(stps=1))
 
 
@@ -128,15 +160,20 @@ def test_device(monkeypatch):
         course.device()
     if not torch.cuda.is_available():
         monkeypatch.setenv("PONDERLEARN_DEVICE", "cuda")
-        with pytest.raises(RuntimeError, match="must name a device that PyTorch finds here, got 'cuda'"):
+        with pytest.raises(
+            RuntimeError, match="must name a device that PyTorch finds here, got 'cuda'"
+        ):
             course.device()
 
 
 # The record
 
+
 def claim(text="it works", **changes):
     "Record a claim of ACT."
-    return record("act", text, **(dict(paper=0.5, here=0.4, rule="below the paper", holds=True) | changes))
+    return record(
+        "act", text, **(dict(paper=0.5, here=0.4, rule="below the paper", holds=True) | changes)
+    )
 
 
 def test_record_writes_only_when_asked(tmp_path, monkeypatch):
@@ -144,13 +181,29 @@ def test_record_writes_only_when_asked(tmp_path, monkeypatch):
     claim()
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("PONDERLEARN_RECORD", str(tmp_path / "record"))
-    claim("another", here=np.float32(0.25), interval=(torch.tensor(0.1), np.float64(0.3)), seeds=range(3))
+    claim(
+        "another",
+        here=np.float32(0.25),
+        interval=(torch.tensor(0.1), np.float64(0.3)),
+        seeds=range(3),
+    )
     stored = json.loads((tmp_path / "record" / "act.json").read_text())
     assert [r["claim"] for r in stored["claims"]] == ["it works", "another"]
-    assert stored["claims"][1] == {"claim": "another", "scale": "full", "device": course.device().type, "paper": 0.5,
-                                   "here": 0.25, "interval": [pytest.approx(0.1), pytest.approx(0.3)], "unit": "",
-                                   "n_seeds": 3, "seeds": [0, 1, 2], "rule": "below the paper", "holds": "yes",
-                                   "cell": None, "note": ""}
+    assert stored["claims"][1] == {
+        "claim": "another",
+        "scale": "full",
+        "device": course.device().type,
+        "paper": 0.5,
+        "here": 0.25,
+        "interval": [pytest.approx(0.1), pytest.approx(0.3)],
+        "unit": "",
+        "n_seeds": 3,
+        "seeds": [0, 1, 2],
+        "rule": "below the paper",
+        "holds": "yes",
+        "cell": None,
+        "note": "",
+    }
 
 
 def test_rows_are_keyed_by_claim_scale_and_device(monkeypatch):
@@ -162,13 +215,19 @@ def test_rows_are_keyed_by_claim_scale_and_device(monkeypatch):
     assert rows == [("full", 2.0, "no"), ("quick", 3.0, "not tested at this scale")]
 
 
-@pytest.mark.parametrize("changes, error", [
-    (dict(here=float("nan")), "here must be finite"),
-    (dict(paper=float("inf")), "paper must be finite"),
-    (dict(holds="perhaps"), "holds must be a bool or one of 'yes', 'no', 'partly', 'not tested at this scale'"),
-    (dict(interval=(2.0, 1.0)), r"interval must be \(low, high\)"),
-    (dict(interval=(1.0, 2.0, 3.0)), r"interval must be \(low, high\)"),
-])
+@pytest.mark.parametrize(
+    "changes, error",
+    [
+        (dict(here=float("nan")), "here must be finite"),
+        (dict(paper=float("inf")), "paper must be finite"),
+        (
+            dict(holds="perhaps"),
+            "holds must be a bool or one of 'yes', 'no', 'partly', 'not tested at this scale'",
+        ),
+        (dict(interval=(2.0, 1.0)), r"interval must be \(low, high\)"),
+        (dict(interval=(1.0, 2.0, 3.0)), r"interval must be \(low, high\)"),
+    ],
+)
 def test_record_refuses(changes, error):
     with pytest.raises(ValueError, match=error):
         claim(**changes)
@@ -176,20 +235,35 @@ def test_record_refuses(changes, error):
         claim(here=[1])
 
 
-@pytest.mark.parametrize("changes, kind, error", [
-    (dict(here=np.ones(2)), ValueError, r"here must be one value, got ndarray of shape \(2,\)"),
-    (dict(holds=torch.tensor([True, False])), ValueError, r"holds must be one value, got Tensor of shape \(2,\)"),
-    (dict(interval=3.0), TypeError, r"interval must be \(low, high\), got float"),
-    (dict(interval="12"), TypeError, r"interval must be \(low, high\), got str"),
-    (dict(seeds=5), TypeError, "seeds must be integers and n_seeds their number, got 5 and None"),
-    (dict(seeds="12"), TypeError, "seeds must be integers"),
-    (dict(seeds=(0.5,)), TypeError, "seeds must be integers"),
-    (dict(seeds=(1, 2), n_seeds=3), ValueError, "n_seeds must be the number of seeds, 2, got 3"),
-    (dict(rule=" "), ValueError, "rule must not be empty, got ' '"),
-    (dict(rule=None), TypeError, "rule must be text, got NoneType"),
-    (dict(cell=3), TypeError, "cell must be text, got int"),
-    (dict(text=""), ValueError, "claim must not be empty"),
-])
+@pytest.mark.parametrize(
+    "changes, kind, error",
+    [
+        (dict(here=np.ones(2)), ValueError, r"here must be one value, got ndarray of shape \(2,\)"),
+        (
+            dict(holds=torch.tensor([True, False])),
+            ValueError,
+            r"holds must be one value, got Tensor of shape \(2,\)",
+        ),
+        (dict(interval=3.0), TypeError, r"interval must be \(low, high\), got float"),
+        (dict(interval="12"), TypeError, r"interval must be \(low, high\), got str"),
+        (
+            dict(seeds=5),
+            TypeError,
+            "seeds must be integers and n_seeds their number, got 5 and None",
+        ),
+        (dict(seeds="12"), TypeError, "seeds must be integers"),
+        (dict(seeds=(0.5,)), TypeError, "seeds must be integers"),
+        (
+            dict(seeds=(1, 2), n_seeds=3),
+            ValueError,
+            "n_seeds must be the number of seeds, 2, got 3",
+        ),
+        (dict(rule=" "), ValueError, "rule must not be empty, got ' '"),
+        (dict(rule=None), TypeError, "rule must be text, got NoneType"),
+        (dict(cell=3), TypeError, "cell must be text, got int"),
+        (dict(text=""), ValueError, "claim must not be empty"),
+    ],
+)
 def test_a_refused_claim_leaves_no_trace(tmp_path, monkeypatch, changes, kind, error):
     monkeypatch.setenv("PONDERLEARN_RECORD", str(tmp_path))
     with pytest.raises(kind, match=error):
@@ -208,12 +282,21 @@ def test_claims_table_is_accessible_and_escaped():
 
 # The committed results
 
+
 def test_results_join_claims_with_their_run(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     (tmp_path / "nbs").mkdir()
     row = claim()._asdict()
-    run = {"scale": "full", "device": row["device"], "torch": "2.13.0", "seconds": 61.0, "date": "2026-01-01"}
-    (tmp_path / "results" / "act.json").write_text(json.dumps({"chapter": "act", "runs": [run], "claims": [row]}))
+    run = {
+        "scale": "full",
+        "device": row["device"],
+        "torch": "2.13.0",
+        "seconds": 61.0,
+        "date": "2026-01-01",
+    }
+    (tmp_path / "results" / "act.json").write_text(
+        json.dumps({"chapter": "act", "runs": [run], "claims": [row]})
+    )
     monkeypatch.setattr(course, "course_root", lambda: tmp_path)
     (found,) = course.results()
     assert found["chapter"] == "act" and found["holds"] == "yes"
@@ -226,14 +309,18 @@ def test_results_join_claims_with_their_run(tmp_path, monkeypatch):
 def test_links_hide_until_there_is_an_address(tmp_path, monkeypatch):
     (tmp_path / "nbs").mkdir()
     monkeypatch.setattr(course, "course_root", lambda: tmp_path)
-    (tmp_path / "settings.ini").write_text("[DEFAULT]\nuser =\nrepo = ponderlearn\nbranch = main\ndoc_host =\n")
+    (tmp_path / "settings.ini").write_text(
+        "[DEFAULT]\nuser =\nrepo = ponderlearn\nbranch = main\ndoc_host =\n"
+    )
     assert course.links("act") == {} and "colab" not in card("act").html
     (tmp_path / "settings.ini").write_text(
-        "[DEFAULT]\nuser = somebody\nrepo = r\nbranch = main\ndoc_host = https://example.org\ndoc_baseurl = /r\n")
+        "[DEFAULT]\nuser = somebody\nrepo = r\nbranch = main\ndoc_host = https://example.org\ndoc_baseurl = /r\n"
+    )
     assert course.links("act") == {
         "Open in Colab": "https://colab.research.google.com/github/somebody/r/blob/main/nbs/01_adaptive/01_act.ipynb",
         "Source": "https://github.com/somebody/r/blob/main/nbs/01_adaptive/01_act.ipynb",
-        "On the site": "https://example.org/r/nbs/01_adaptive/01_act.html"}
+        "On the site": "https://example.org/r/nbs/01_adaptive/01_act.html",
+    }
     assert "Open in Colab</a>" in card("act").html
 
 
@@ -257,6 +344,7 @@ def test_the_installed_package_finds_its_course(tmp_path):
 
 
 # Files that are whole or old
+
 
 @given(st.text())
 def test_write_atomic_keeps_every_text(tmp_path_factory, text):
@@ -287,18 +375,26 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, where):
 @pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX")
 def test_a_disk_that_fills_while_writing_leaves_the_old_file(tmp_path):
     file = write_atomic(tmp_path / "a.bin", b"old")
-    done = python("import resource, signal, sys; from ponderlearn.course import write_atomic\n"
-                  "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-                  "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-                  f"write_atomic({str(file)!r}, b'n' * 1_000_000)")
-    assert "OSError" in done.stderr and file.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+    done = python(
+        "import resource, signal, sys; from ponderlearn.course import write_atomic\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"write_atomic({str(file)!r}, b'n' * 1_000_000)"
+    )
+    assert (
+        "OSError" in done.stderr
+        and file.read_bytes() == b"old"
+        and os.listdir(tmp_path) == ["a.bin"]
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_kill_while_writing_leaves_one_whole_file(tmp_path):
     file = write_atomic(tmp_path / "a.bin", b"0" * 3_000_000)
-    code = ("from ponderlearn.course import write_atomic\nprint('go', flush=True)\n"
-            f"for i in range(10_000): write_atomic({str(file)!r}, str(i % 10).encode() * 3_000_000)")
+    code = (
+        "from ponderlearn.course import write_atomic\nprint('go', flush=True)\n"
+        f"for i in range(10_000): write_atomic({str(file)!r}, str(i % 10).encode() * 3_000_000)"
+    )
     for pause in (0.0, 0.003, 0.011, 0.02):
         writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         writer.stdout.readline()

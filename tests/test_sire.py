@@ -65,8 +65,10 @@ def test_xor_by_hand():
 def test_tanh_gru_lstm_by_hand():
     tanh = lambda x, s: torch.tanh(0.5 * s + x + 0.1)
     assert abs(commutator(tanh, column(0.2), column(1.0), column(-0.5)).item() - 0.525505) < 1e-6
-    for cell, state, wanted in ((nn.GRUCell(1, 1), column(0.2), 0.011604),
-                                (nn.LSTMCell(1, 1), (column(0.2), column(0.1)), 0.028600)):
+    for cell, state, wanted in (
+        (nn.GRUCell(1, 1), column(0.2), 0.011604),
+        (nn.LSTMCell(1, 1), (column(0.2), column(0.1)), 0.028600),
+    ):
         cell = cell.double()
         for name, p in cell.named_parameters():
             nn.init.constant_(p, 0.5 if "weight" in name else 0.0)
@@ -123,9 +125,17 @@ def test_all_places_of_the_given_order():
 def test_mean_of_draws_is_the_mean_over_orders_and_places():
     rnn, x = layer("GRU"), torch.randn(1, 4, 2, generator=generator())
     with torch.no_grad():
-        each = torch.cat([by_hand(rnn, x[:, list(p)], k) for p in itertools.permutations(range(4)) for k in range(3)])
+        each = torch.cat(
+            [
+                by_hand(rnn, x[:, list(p)], k)
+                for p in itertools.permutations(range(4))
+                for k in range(3)
+            ]
+        )
         g = generator(1)
-        drawn = torch.stack([sire_loss(rnn, x.expand(400, 4, 2), generator=g) for _ in range(60)]).mean()
+        drawn = torch.stack(
+            [sire_loss(rnn, x.expand(400, 4, 2), generator=g) for _ in range(60)]
+        ).mean()
     assert abs(drawn / each.mean() - 1) < 0.05
 
 
@@ -133,26 +143,38 @@ def test_lengths_leave_out_padding_and_short_rows():
     rnn, x = layer("GRU").double(), torch.randn(4, 5, 2, dtype=D, generator=generator())
     lengths = torch.tensor([5, 3, 2, 1])
     full = torch.stack([by_hand(rnn, x, k) for k in range(4)])
-    wanted = torch.stack([full[:, 0].mean(), full[:2, 1].mean(), full[0, 2], torch.zeros((), dtype=D)])
+    wanted = torch.stack(
+        [full[:, 0].mean(), full[:2, 1].mean(), full[0, 2], torch.zeros((), dtype=D)]
+    )
     found = sire_loss(rnn, x, lengths=lengths, shuffle=False, n_pairs=4, reduction="none")
     assert torch.allclose(found, wanted)
-    assert torch.allclose(sire_loss(rnn, x, lengths=lengths, shuffle=False, n_pairs=4), wanted[:3].mean())
+    assert torch.allclose(
+        sire_loss(rnn, x, lengths=lengths, shuffle=False, n_pairs=4), wanted[:3].mean()
+    )
     other = torch.where((torch.arange(5) < lengths[:, None])[..., None], x, 1e3)
-    a, b = (sire_loss(rnn, v, lengths=lengths, n_pairs=4, generator=generator(2)) for v in (x, other))
+    a, b = (
+        sire_loss(rnn, v, lengths=lengths, n_pairs=4, generator=generator(2)) for v in (x, other)
+    )
     assert torch.equal(a, b)
 
 
 def test_groups():
     rnn, x = layer("GRU").double(), torch.randn(3, 6, 2, dtype=D, generator=generator())
     wanted = torch.stack([by_hand(rnn, x, k) for k in (0, 1, 3, 4)]).mean(0)
-    assert torch.allclose(sire_loss(rnn, x, groups=HALVES, shuffle=False, n_pairs=9, reduction="none"), wanted)
+    assert torch.allclose(
+        sire_loss(rnn, x, groups=HALVES, shuffle=False, n_pairs=9, reduction="none"), wanted
+    )
 
 
 @every_layer
 def test_nothing_to_exchange(kind):
     rnn = layer(kind)
     for x, groups in ((torch.randn(3, 1, 2), None), (torch.randn(3, 6, 2), torch.arange(6))):
-        with pytest.warns(UserWarning, match="at least 2 elements") if groups is None else nullcontext():
+        with (
+            pytest.warns(UserWarning, match="at least 2 elements")
+            if groups is None
+            else nullcontext()
+        ):
             loss = sire_loss(rnn, x, groups=groups)
             loss.backward()
             assert loss.item() == 0 and all((p.grad == 0).all() for p in rnn.parameters())
@@ -161,7 +183,10 @@ def test_nothing_to_exchange(kind):
 
 @every_layer
 def test_layers_devices_and_dtypes(kind):
-    rnn, x = layer(kind, **({} if kind == "AggregationRNN" else {"num_layers": 2})), torch.randn(3, 6, 2)
+    rnn, x = (
+        layer(kind, **({} if kind == "AggregationRNN" else {"num_layers": 2})),
+        torch.randn(3, 6, 2),
+    )
     before = torch.get_rng_state()
     a, b = (sire_loss(rnn, x, n_pairs=3, generator=generator(5)) for _ in range(2))
     assert torch.equal(a, b) and torch.equal(before, torch.get_rng_state())
@@ -178,8 +203,12 @@ def test_gradient():
     assert torch.autograd.gradcheck(f, (x,))
     gru = layer("GRU").double()
     y = torch.randn(2, 6, 2, dtype=D, generator=generator()).requires_grad_()
-    kept, cut = (torch.autograd.grad(sire_loss(gru, y, shuffle=False, detach_prefix=d, generator=generator(8)), y)[0]
-                 for d in (False, True))
+    kept, cut = (
+        torch.autograd.grad(
+            sire_loss(gru, y, shuffle=False, detach_prefix=d, generator=generator(8)), y
+        )[0]
+        for d in (False, True)
+    )
     assert (kept[:, 0] != 0).any() and (cut[:, 0] == 0).all()
 
 
@@ -197,8 +226,12 @@ def test_bubble_sort_bound():
             s = f(x[i : i + 1], s)
         ends.append(s)
     reached = torch.cat(reached)
-    epsilon = max(commutator(f, reached, x[i].expand(len(reached), 1), x[j].expand(len(reached), 1)).max().sqrt()
-                  for i, j in itertools.combinations(range(6), 2))
+    epsilon = max(
+        commutator(f, reached, x[i].expand(len(reached), 1), x[j].expand(len(reached), 1))
+        .max()
+        .sqrt()
+        for i, j in itertools.combinations(range(6), 2)
+    )
     factors = sum((7 - j) * 0.5 ** (6 - j) for j in range(2, 7))
     assert factors == 3.5625 and torch.pdist(torch.cat(ends)).max() <= epsilon * factors
 
@@ -209,11 +242,15 @@ def test_bubble_sort_bound():
 @given(st.integers(1, 12), st.integers(0, 2**31 - 1), st.data())
 @settings(max_examples=40, deadline=None)
 def test_shuffle_keeps_groups_and_padding(T, seed, data):
-    groups = torch.tensor(sorted(data.draw(st.lists(st.integers(0, 3), min_size=T, max_size=T)), reverse=True))
+    groups = torch.tensor(
+        sorted(data.draw(st.lists(st.integers(0, 3), min_size=T, max_size=T)), reverse=True)
+    )
     lengths = torch.tensor(data.draw(st.lists(st.integers(1, T), min_size=4, max_size=4)))
     place = torch.arange(float(T)).expand(4, T)[..., None]
     out = shuffle_within(place, groups, lengths=lengths, generator=generator(seed))[..., 0].long()
-    assert torch.equal(out.sort(1).values, place[..., 0].long()) and torch.equal(groups[out], groups.expand(4, T))
+    assert torch.equal(out.sort(1).values, place[..., 0].long()) and torch.equal(
+        groups[out], groups.expand(4, T)
+    )
     padding = torch.arange(T) >= lengths[:, None]
     assert torch.equal(out[padding], place[..., 0].long()[padding])
 
@@ -228,7 +265,9 @@ def test_output_loss_moves_what_it_says(kind, groups):
         return x[..., 0] ** 2
 
     x = torch.arange(6.0).expand(400, 6)[..., None]
-    loss = output_invariance_loss(model, x, kind=kind, groups=groups, reduction="none", generator=generator())
+    loss = output_invariance_loss(
+        model, x, kind=kind, groups=groups, reduction="none", generator=generator()
+    )
     moved = seen[0][400:, :, 0].long()
     assert torch.allclose(loss, (moved.float() ** 2 - x[..., 0] ** 2).square().sum(1))
     changed = moved != torch.arange(6)
@@ -236,8 +275,11 @@ def test_output_loss_moves_what_it_says(kind, groups):
         assert (changed.sum(1) == 2).all()
         pairs = {tuple(row.nonzero()[:, 0].tolist()) for row in changed}
         every = itertools.combinations(range(6), 2)
-        allowed = {(i, j) for i, j in every
-                   if (kind != "adjacent" or j == i + 1) and (groups is None or i // 3 == j // 3)}
+        allowed = {
+            (i, j)
+            for i, j in every
+            if (kind != "adjacent" or j == i + 1) and (groups is None or i // 3 == j // 3)
+        }
         assert pairs == allowed
     if groups is not None:
         assert torch.equal(HALVES[moved], HALVES.expand(400, 6))
@@ -258,12 +300,16 @@ def test_half_range_and_neighbors():
     v = torch.randint(0, 100, (300, 10), generator=generator()).float()
     assert sire.half_range(torch.tensor([[1.0, 5, 2, 7]])).tolist() == [3.0]
     halves = torch.arange(10) // 5
-    assert torch.equal(sire.half_range(shuffle_within(v[..., None], halves)[..., 0]), sire.half_range(v))
+    assert torch.equal(
+        sire.half_range(shuffle_within(v[..., None], halves)[..., 0]), sire.half_range(v)
+    )
     assert (sire.half_range(shuffle_within(v[..., None])[..., 0]) != sire.half_range(v)).any()
     for T in (1, 2, 7, 8):
         place = torch.arange(T).expand(200, T)[..., None]
         moved = sire.exchange_neighbors(place, generator=generator())[..., 0]
-        assert (moved - torch.arange(T)).abs().max() <= 2 and (moved.sort(1).values == torch.arange(T)).all()
+        assert (moved - torch.arange(T)).abs().max() <= 2 and (
+            moved.sort(1).values == torch.arange(T)
+        ).all()
         assert torch.equal(sire.exchange_neighbors(place, 0.0), place)
 
 
@@ -275,15 +321,28 @@ def test_explicit_networks():
         bits = torch.tensor(list(itertools.product([0.0, 1.0], repeat=K)))[..., None]
         assert torch.equal(sire.parity_rnn()(bits)[:, 0], bits.sum((1, 2)) % 2)
     long = torch.randint(0, 2, (2, 2000, 1), generator=generator()).float()
-    assert torch.equal(sire.parity_rnn().bfloat16()(long.bfloat16())[:, 0].float(), long.sum((1, 2)) % 2)
+    assert torch.equal(
+        sire.parity_rnn().bfloat16()(long.bfloat16())[:, 0].float(), long.sum((1, 2)) % 2
+    )
     x = torch.randn(2000, 9, 1, generator=generator())
     top = sire.max_rnn().rnn(x[:, 1:], x[None, :, 0])[1][0, :, 0]
     assert (top - x.amax((1, 2))).abs().max() < 3e-6
     assert sire_loss(sire.max_rnn().rnn, x.double().float()) < 1e-12
 
 
-@pytest.mark.parametrize("K, deep, n", [(1, False, 1), (2, False, 2), (5, False, 5), (64, False, 64), (2, True, 2),
-                                        (4, True, 4), (64, True, 12), (1024, True, 20)])
+@pytest.mark.parametrize(
+    "K, deep, n",
+    [
+        (1, False, 1),
+        (2, False, 2),
+        (5, False, 5),
+        (64, False, 64),
+        (2, True, 2),
+        (4, True, 4),
+        (64, True, 12),
+        (1024, True, 20),
+    ],
+)
 def test_parity_deepsets(K, deep, n):
     net = sire.parity_deepsets(K, deep=deep)
     ones = torch.arange(K + 1)
@@ -292,9 +351,16 @@ def test_parity_deepsets(K, deep, n):
     assert sum(m.out_features for m in net.rho if isinstance(m, nn.Linear)) - 1 == n
 
 
-@pytest.mark.parametrize("make", [lambda: DeepSets(3, 8, 2), lambda: DeepSets(3, 8, 2, pool="mean"),
-                                  lambda: DeepSets(3, 8, 2, pool="max"), lambda: SetTransformer(3, 8, 2),
-                                  lambda: SetTransformer(3, 8, 2, num_heads=2, n_inducing=3)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DeepSets(3, 8, 2),
+        lambda: DeepSets(3, 8, 2, pool="mean"),
+        lambda: DeepSets(3, 8, 2, pool="max"),
+        lambda: SetTransformer(3, 8, 2),
+        lambda: SetTransformer(3, 8, 2, num_heads=2, n_inducing=3),
+    ],
+)
 def test_invariant_networks(make):
     torch.manual_seed(0)
     net, x, lengths = make(), torch.randn(4, 7, 3), torch.tensor([7, 4, 2, 1])
@@ -334,29 +400,71 @@ def says(error, message, f, *args, **kwargs):
 def test_messages():
     x, gru = torch.randn(2, 4, 3), nn.GRU(3, 5, batch_first=True)
     says(ValueError, "rnn must be batch_first", sire_loss, nn.GRU(3, 5), x)
-    says(ValueError, "rnn must be unidirectional", sire_loss, nn.GRU(3, 5, batch_first=True, bidirectional=True), x)
-    says(ValueError, "rnn must have dropout 0", sire_loss, nn.GRU(3, 5, 2, batch_first=True, dropout=0.1), x)
+    says(
+        ValueError,
+        "rnn must be unidirectional",
+        sire_loss,
+        nn.GRU(3, 5, batch_first=True, bidirectional=True),
+        x,
+    )
+    says(
+        ValueError,
+        "rnn must have dropout 0",
+        sire_loss,
+        nn.GRU(3, 5, 2, batch_first=True, dropout=0.1),
+        x,
+    )
     says(TypeError, "rnn must be a module", sire_loss, lambda x, s: x, x)
     says(ValueError, "n_pairs must be >= 1, got 0", sire_loss, gru, x, n_pairs=0)
-    says(ValueError, "reduction must be one of 'mean', 'none', 'sum'", sire_loss, gru, x, reduction="batch")
-    says(ValueError, "groups must be contiguous", sire_loss, gru, x, groups=torch.tensor([0, 1, 0, 1]))
-    says(ValueError, r"groups must have shape \(4,\)", sire_loss, gru, x, groups=torch.tensor([0, 1]))
+    says(
+        ValueError,
+        "reduction must be one of 'mean', 'none', 'sum'",
+        sire_loss,
+        gru,
+        x,
+        reduction="batch",
+    )
+    says(
+        ValueError,
+        "groups must be contiguous",
+        sire_loss,
+        gru,
+        x,
+        groups=torch.tensor([0, 1, 0, 1]),
+    )
+    says(
+        ValueError, r"groups must have shape \(4,\)", sire_loss, gru, x, groups=torch.tensor([0, 1])
+    )
     nets = SetRNN(gru, nn.Identity()), DeepSets(3, 4, 1), SetTransformer(3, 4, 1)
     for bad in (0, 5):
         wrong = torch.tensor([bad, 2])
-        for f in (lambda lengths: sire_loss(gru, x, lengths=lengths), *(lambda n, m=m: m(x, n) for m in nets)):
+        for f in (
+            lambda lengths: sire_loss(gru, x, lengths=lengths),
+            *(lambda n, m=m: m(x, n) for m in nets),
+        ):
             says(ValueError, rf"lengths must lie in 1\.\.4, got {bad}", f, wrong)
-    says(TypeError, "lengths must be a tensor of integer dtype", sire_loss, gru, x, lengths=torch.tensor([1.0, 2.0]))
+    says(
+        TypeError,
+        "lengths must be a tensor of integer dtype",
+        sire_loss,
+        gru,
+        x,
+        lengths=torch.tensor([1.0, 2.0]),
+    )
     says(ValueError, "x must have shape", sire_loss, gru, x[0])
     says(ValueError, "x must not be empty", sire_loss, gru, x[:, :0])
     says(ValueError, "kind must be one of", output_invariance_loss, lambda x: x, x, kind="swap")
     says(ValueError, "n_orders must be >= 2", permutation_gap, lambda x: x, x, 1)
     says(ValueError, "pool must be one of", DeepSets, 1, 2, 1, pool="median")
-    says(ValueError, "embed_dim must be a multiple of num_heads = 4, got 6", SetTransformer, 1, 6, 1)
+    says(
+        ValueError, "embed_dim must be a multiple of num_heads = 4, got 6", SetTransformer, 1, 6, 1
+    )
     says(ValueError, "n_bits must be a power of two", sire.parity_deepsets, 6, deep=True)
     says(ValueError, "values must have an even length T", sire.half_range, torch.randn(2, 3))
     two = torch.zeros(1, 2)
-    says(ValueError, "x2 must have shape", commutator, nn.GRUCell(2, 2), two, two, torch.zeros(2, 2))
+    says(
+        ValueError, "x2 must have shape", commutator, nn.GRUCell(2, 2), two, two, torch.zeros(2, 2)
+    )
     says(ValueError, r"state\[0\] must have shape", AggregationRNN(3, 4), x, torch.zeros(1, 3, 4))
 
 
@@ -368,7 +476,10 @@ def test_a_small_network_learns_to_commute():
     for weight in (0.0, 3.0):
         torch.manual_seed(0)
         net, g = SetRNN(AggregationRNN(1, 8), nn.Linear(8, 1)), generator(1)
-        optimizer, x = torch.optim.Adam(net.parameters(), lr=1e-2), torch.randn(100, 6, 1, generator=g)
+        optimizer, x = (
+            torch.optim.Adam(net.parameters(), lr=1e-2),
+            torch.randn(100, 6, 1, generator=g),
+        )
         y = x.amax(1) - x.amin(1)
         y = (y - y.mean()) / y.std()
         for _ in range(300):

@@ -39,12 +39,16 @@ def seeded(seed=0):
 
 
 def mlp(*sizes):
-    layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b, bias=False), nn.ReLU())]
+    layers = [
+        m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b, bias=False), nn.ReLU())
+    ]
     return nn.Sequential(*layers[:-1])
 
 
 def conv():
-    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5, bias=False))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5, bias=False)
+    )
 
 
 def random_net(base, k, seed=0):
@@ -67,18 +71,41 @@ def through_the_stack(net, x, objective=entropy_objective, alpha=None):
     "The gradient with automatic differentiation through all masks."
     k = len(net.store)
     alpha = (torch.full((k,), 1 / k) if alpha is None else alpha.clone()).requires_grad_()
-    masks = torch.stack([torch.cat([m.flatten() for m in net.store[i].values()]) for i in range(k)]).float()
+    masks = torch.stack(
+        [torch.cat([m.flatten() for m in net.store[i].values()]) for i in range(k)]
+    ).float()
     return torch.autograd.grad(objective(net.run(net.weights() * (alpha @ masks), x)), alpha)[0]
 
 
 # masks ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("density", "absolute", "mask", "loss", "grad"), [
-    (None, False, [1, 0, 1, 0, 1, 0], 0.078890, [-0.037929, 0.075858, -0.227575, 0.075858, 0.075858, -0.113787]),
-    (0.5, False, [1, 0, 1, 0, 1, 0], 0.078890, [-0.037929, 0.075858, -0.227575, 0.075858, 0.075858, -0.113787]),
-    (0.5, True, [1, 0, 0, 1, 1, 0], 1.701413, [-0.408787, -0.817574, -2.452723, -0.817574, 0.817574, 1.226362]),
-])
+@pytest.mark.parametrize(
+    ("density", "absolute", "mask", "loss", "grad"),
+    [
+        (
+            None,
+            False,
+            [1, 0, 1, 0, 1, 0],
+            0.078890,
+            [-0.037929, 0.075858, -0.227575, 0.075858, 0.075858, -0.113787],
+        ),
+        (
+            0.5,
+            False,
+            [1, 0, 1, 0, 1, 0],
+            0.078890,
+            [-0.037929, 0.075858, -0.227575, 0.075858, 0.075858, -0.113787],
+        ),
+        (
+            0.5,
+            True,
+            [1, 0, 0, 1, 1, 0],
+            1.701413,
+            [-0.408787, -0.817574, -2.452723, -0.817574, 0.817574, 1.226362],
+        ),
+    ],
+)
 def test_masks_by_hand(density, absolute, mask, loss, grad):
     s = SCORES.clone().requires_grad_()
     m = supermask(s, density, absolute=absolute)
@@ -102,7 +129,9 @@ def test_exactly_the_share_is_kept(n, density, equal):
         assert wanted == n or scores[mask.bool()].min() >= scores[~mask.bool()].max()
 
 
-@pytest.mark.parametrize(("n", "density", "ones"), [(10, 0.9, 9), (5, 0.5, 3), (7, 1.0, 7), (10, 0.1, 1)])
+@pytest.mark.parametrize(
+    ("n", "density", "ones"), [(10, 0.9, 9), (5, 0.5, 3), (7, 1.0, 7), (10, 0.1, 1)]
+)
 def test_counts_without_rounding_errors(n, density, ones):
     assert supermask(torch.zeros(n), density).sum() == ones
 
@@ -114,7 +143,9 @@ def test_straight_through_is_no_true_gradient():
     assert not torch.autograd.gradcheck(supermask, (s,), raise_exception=False)
 
 
-@pytest.mark.parametrize(("fan_in", "size"), [(784, 0.050508), (196, 0.101015), (300, 0.081650), (100, 0.141421)])
+@pytest.mark.parametrize(
+    ("fan_in", "size"), [(784, 0.050508), (196, 0.101015), (300, 0.081650), (100, 0.141421)]
+)
 def test_signed_constant(fan_in, size):
     w = signed_constant_(torch.empty(200, fan_in), generator=seeded())
     torch.testing.assert_close(w.abs(), torch.full_like(w, size), atol=1e-6, rtol=0)
@@ -139,8 +170,15 @@ def test_bits_come_back(n, rows):
     assert torch.equal(unpack_bits(packed, n), mask)
 
 
-@pytest.mark.parametrize(("sizes", "n_bytes"), [((784, 300, 100, 10), 33_275), ((784, 300, 100, 500), 39_400),
-                                               ((784, 1024, 1024, 500), 295_424), ((196, 300, 100, 100), 12_350)])
+@pytest.mark.parametrize(
+    ("sizes", "n_bytes"),
+    [
+        ((784, 300, 100, 10), 33_275),
+        ((784, 300, 100, 500), 39_400),
+        ((784, 1024, 1024, 500), 295_424),
+        ((196, 300, 100, 100), 12_350),
+    ],
+)
 def test_bytes_of_a_mask(sizes, n_bytes):
     net = SupSup(mlp(*sizes))
     net.new_task(generator=seeded())
@@ -149,7 +187,9 @@ def test_bytes_of_a_mask(sizes, n_bytes):
     assert net.store.bits.nbytes == n_bytes and net.store.bits.dtype == torch.uint8
 
 
-@pytest.mark.parametrize(("share", "bits"), [(0.5, 1), (0.1, 0.468996), (0.05, 0.286397), (0.01, 0.080793)])
+@pytest.mark.parametrize(
+    ("share", "bits"), [(0.5, 1), (0.1, 0.468996), (0.05, 0.286397), (0.01, 0.080793)]
+)
 def test_coded_bytes(share, bits):
     n = 1_000_000
     mask = torch.arange(n) < round(share * n)
@@ -202,8 +242,14 @@ def test_one_shot_by_hand():
     torch.testing.assert_close(g, torch.tensor([-0.752128, 0, -0.564096]), atol=1e-6, rtol=0)
     assert g.mean().item() == pytest.approx(-0.438742, abs=1e-6)
     values = infer_task(net, x, method="exhaustive")
-    torch.testing.assert_close(values.gradient, torch.tensor([0.090095, 0.693147, 0.190865]), atol=1e-6, rtol=0)
-    assert [infer_task(net, x, method=m).task for m in ("one_shot", "binary", "exhaustive")] == [0, 0, 0]
+    torch.testing.assert_close(
+        values.gradient, torch.tensor([0.090095, 0.693147, 0.190865]), atol=1e-6, rtol=0
+    )
+    assert [infer_task(net, x, method=m).task for m in ("one_shot", "binary", "exhaustive")] == [
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("make", [lambda: mlp(6, 20, 12, 5), conv])
@@ -220,7 +266,9 @@ def test_identity_equals_autograd_through_the_masks(make, objective, uniform):
         each = alpha_gradient(net, x, objective, alpha, per_example=True, chunk_size=3)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(each.mean(0), expected, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(each[2], through_the_stack(net, x[2:3], objective, alpha), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        each[2], through_the_stack(net, x[2:3], objective, alpha), atol=2e-5, rtol=1e-4
+    )
 
 
 class Largest(TorchDispatchMode):
@@ -258,16 +306,23 @@ def test_entropy_and_its_gradient():
     wanted = torch.tensor([-0.326688, 0.130076, 0.079911, 0.116701])
     torch.testing.assert_close(torch.autograd.grad(H, y)[0], wanted, atol=1e-6, rtol=0)
     assert entropy_objective(y.bfloat16()).dtype == torch.float32
-    assert torch.autograd.gradcheck(entropy_objective, torch.randn(3, 4, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(
+        entropy_objective, torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    )
 
 
 def test_superfluous_objective():
     y = torch.tensor([2.0, 0, -1, 1], requires_grad=True)
-    cases = ((True, 2.440190, [0, 0, 0.032059, 0.236883]), (False, 1.126928, [0, 0, 0.119203, 0.880797]))
+    cases = (
+        (True, 2.440190, [0, 0, 0.032059, 0.236883]),
+        (False, 1.126928, [0, 0, 0.119203, 0.880797]),
+    )
     for full, value, grad in cases:
         G = superfluous_objective(y, 2, full=full)
         assert G.item() == pytest.approx(value, abs=1e-6)
-        torch.testing.assert_close(torch.autograd.grad(G, y)[0], torch.tensor(grad), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            torch.autograd.grad(G, y)[0], torch.tensor(grad), atol=1e-6, rtol=0
+        )
     assert entropy_objective(torch.zeros(3, 4), reduction="none").shape == (3,)
 
 
@@ -285,7 +340,9 @@ def test_tasks_are_treated_alike():
     order = [3, 0, 4, 1, 2]
     for i in order:
         turned.store.append(net.store[i])
-    torch.testing.assert_close(alpha_gradient(turned, x), alpha_gradient(net, x)[order], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        alpha_gradient(turned, x), alpha_gradient(net, x)[order], atol=1e-5, rtol=1e-4
+    )
     net.store.append(net.store[1])
     g = alpha_gradient(net, x)
     assert g[1] == g[5]
@@ -298,7 +355,9 @@ def test_tasks_are_treated_alike():
 def test_binary_takes_log2_rounds(monkeypatch, k, rounds):
     net, calls = random_net(mlp(6, 20, 5), k), []
     original = supsup.alpha_gradient
-    monkeypatch.setattr(supsup, "alpha_gradient", lambda *a, **kw: calls.append(1) or original(*a, **kw))
+    monkeypatch.setattr(
+        supsup, "alpha_gradient", lambda *a, **kw: calls.append(1) or original(*a, **kw)
+    )
     x = torch.randn(4, 6, generator=seeded())
     found = infer_task(net, x, method="binary")
     assert len(calls) == rounds and 0 <= found.task < k
@@ -326,10 +385,14 @@ def test_ties_go_to_the_first():
 
 def test_score_and_threshold(monkeypatch):
     net = random_net(mlp(6, 20, 5), 4)
-    monkeypatch.setattr(supsup, "alpha_gradient", lambda *a, **k: torch.tensor([-1.2, -0.9, -1.0, -0.8]))
+    monkeypatch.setattr(
+        supsup, "alpha_gradient", lambda *a, **k: torch.tensor([-1.2, -0.9, -1.0, -0.8])
+    )
     x = torch.zeros(1, 6)
     assert infer_task(net, x).score == pytest.approx(1.238440, abs=1e-6)
-    assert infer_task(net, x, epsilon=1 / 8).task == 0 and infer_task(net, x, epsilon=1 / 4).task == -1
+    assert (
+        infer_task(net, x, epsilon=1 / 8).task == 0 and infer_task(net, x, epsilon=1 / 4).task == -1
+    )
     assert infer_task(net, x, center=torch.tensor([-1.2, 0, 0, 0])).task == 2
 
 
@@ -337,7 +400,9 @@ def test_exhaustive_refuses_a_value_that_means_nothing():
     net, x = random_net(mlp(6, 20, 5), 3), torch.randn(2, 6, generator=seeded())
     with pytest.raises(ValueError, match="full=False"):
         infer_task(net, x, method="exhaustive", objective=lambda y: superfluous_objective(y, 2))
-    infer_task(net, x, method="exhaustive", objective=lambda y: superfluous_objective(y, 2, full=False))
+    infer_task(
+        net, x, method="exhaustive", objective=lambda y: superfluous_objective(y, 2, full=False)
+    )
 
 
 def test_learns_and_finds_tasks():
@@ -433,7 +498,9 @@ def test_recall_rolls_downhill(seed):
     torch.testing.assert_close(hop.psi, hop.psi.T)
 
 
-@pytest.mark.parametrize(("method", "gamma", "lr"), [("straight_through", 0.01, 5.0), ("projected", 0.3, 0.05)])
+@pytest.mark.parametrize(
+    ("method", "gamma", "lr"), [("straight_through", 0.01, 5.0), ("projected", 0.3, 0.05)]
+)
 def test_recover_mask_finds_the_pattern_of_low_entropy(method, gamma, lr):
     g, stores = seeded(2), [HopfieldStore(60), HopfieldStore(40)]
     patterns = [2.0 * (torch.rand(3, s.d, generator=g) < 0.5) - 1 for s in stores]
@@ -441,7 +508,9 @@ def test_recover_mask_finds_the_pattern_of_low_entropy(method, gamma, lr):
         for row in rows:
             store.store(row)
     wanted = [rows[1] for rows in patterns]
-    fn = lambda masks, _: sum(((2 * m - 1 - z) ** 2).mean() for m, z in zip(masks, wanted, strict=True))
+    fn = lambda masks, _: sum(
+        ((2 * m - 1 - z) ** 2).mean() for m, z in zip(masks, wanted, strict=True)
+    )
     found = recover_mask(fn, stores, [None] * 60, gamma=gamma, lr=lr, method=method)
     assert all(torch.equal(m, z > 0) for m, z in zip(found, wanted, strict=True))
 
@@ -467,7 +536,9 @@ def test_wrong_files_are_refused(tmp_path):
     net, path = random_net(mlp(6, 20, 5), 3, seed=1), tmp_path / "net"
     net.save(path)
     raw = path.read_bytes()
-    with pytest.raises(ValueError, match=r"network with 0.weight \(21, 6\), got one with 0.weight \(20, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"network with 0.weight \(21, 6\), got one with 0.weight \(20, 6\)"
+    ):
         load_supsup(path, mlp(6, 21, 5))
     cases = [
         (raw.replace(b"SupSup 1", b"SupSup 2"), "begin with 'ponderlearn SupSup 1'"),
@@ -499,35 +570,82 @@ def test_networks_that_share_trained_parts_are_refused():
     assert not any(p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize(("call", "error", "words"), [
-    (lambda n: n(torch.zeros(1, 6)), RuntimeError, "call new_task first"),
-    (lambda n: n(torch.zeros(1, 6), task=3), IndexError, "task 3 of 3"),
-    (lambda n: n(torch.zeros(1, 6), task=-1), IndexError, "task -1 of 3"),
-    (lambda n: n(torch.zeros(1, 6), alpha=torch.ones(2)), ValueError, "alpha must have 3 entries"),
-    (lambda n: n(torch.zeros(1, 6), task=0, alpha=torch.ones(3)), ValueError, "not both"),
-    (lambda n: n.commit(), RuntimeError, "call new_task first"),
-    (lambda n: n.new_task("median"), ValueError, "init must be one of"),
-    (lambda n: n.new_task(7), IndexError, "task 7 of 3"),
-    (lambda n: n.store.append(SupSup(mlp(6, 21, 5)).store.split(torch.zeros(231))), ValueError, "must have shape"),
-    (lambda n: n.store.append({"0.weight": torch.zeros(20, 6)}), ValueError, "must have the names"),
-    (lambda n: n.store.append(n.store.split(torch.full((220,), 0.5))), ValueError, "only 0 and 1"),
-    (lambda n: n.store.project(torch.zeros(3)), ValueError, "vec must have shape"),
-    (lambda n: infer_task(n, torch.zeros(1, 6), center=torch.zeros(2)), ValueError, "center must have 3 entries"),
-    (lambda n: infer_task(n, torch.zeros(1, 6), method="two_shot"), ValueError, "method must be one of"),
-    (lambda n: infer_task(SupSup(mlp(6, 3)), torch.zeros(1, 6)), RuntimeError, "no tasks learned"),
-    (lambda n: infer_task(n, torch.zeros(0, 6)), ValueError, "not be empty"),
-    (lambda n: superfluous_objective(torch.zeros(2, 3), 3), ValueError, "n_real must be smaller"),
-    (lambda n: supermask(torch.zeros(3), 0.0), ValueError, r"density must lie in \(0, 1\]"),
-    (lambda n: supermask(torch.zeros(3), absolute=True), ValueError, "density must be given"),
-    (lambda n: supermask(torch.zeros(3, dtype=torch.int64)), TypeError, "float dtype"),
-    (lambda n: signed_constant_(torch.zeros(3)), ValueError, "at least 2 dimensions"),
-    (lambda n: HopfieldStore(4).store(torch.tensor([1.0, 0, 1, -1])), ValueError, "patterns of -1 or 1"),
-    (lambda n: HopfieldStore(4).store(torch.ones(5)), ValueError, "shape"),
-    (lambda n: HopfieldStore(4, "oja"), ValueError, "rule must be one of"),
-    (lambda n: recover_mask(None, [HopfieldStore(4)], [1], gamma=1, lr=1), RuntimeError, "at least one pattern"),
-    (lambda n: recover_mask(None, [HopfieldStore(4)], [1], gamma=1, lr=1, method="soft"), ValueError, "method must"),
-    (lambda n: coded_bytes(torch.ones(3), "zip"), ValueError, "coding must be one of"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda n: n(torch.zeros(1, 6)), RuntimeError, "call new_task first"),
+        (lambda n: n(torch.zeros(1, 6), task=3), IndexError, "task 3 of 3"),
+        (lambda n: n(torch.zeros(1, 6), task=-1), IndexError, "task -1 of 3"),
+        (
+            lambda n: n(torch.zeros(1, 6), alpha=torch.ones(2)),
+            ValueError,
+            "alpha must have 3 entries",
+        ),
+        (lambda n: n(torch.zeros(1, 6), task=0, alpha=torch.ones(3)), ValueError, "not both"),
+        (lambda n: n.commit(), RuntimeError, "call new_task first"),
+        (lambda n: n.new_task("median"), ValueError, "init must be one of"),
+        (lambda n: n.new_task(7), IndexError, "task 7 of 3"),
+        (
+            lambda n: n.store.append(SupSup(mlp(6, 21, 5)).store.split(torch.zeros(231))),
+            ValueError,
+            "must have shape",
+        ),
+        (
+            lambda n: n.store.append({"0.weight": torch.zeros(20, 6)}),
+            ValueError,
+            "must have the names",
+        ),
+        (
+            lambda n: n.store.append(n.store.split(torch.full((220,), 0.5))),
+            ValueError,
+            "only 0 and 1",
+        ),
+        (lambda n: n.store.project(torch.zeros(3)), ValueError, "vec must have shape"),
+        (
+            lambda n: infer_task(n, torch.zeros(1, 6), center=torch.zeros(2)),
+            ValueError,
+            "center must have 3 entries",
+        ),
+        (
+            lambda n: infer_task(n, torch.zeros(1, 6), method="two_shot"),
+            ValueError,
+            "method must be one of",
+        ),
+        (
+            lambda n: infer_task(SupSup(mlp(6, 3)), torch.zeros(1, 6)),
+            RuntimeError,
+            "no tasks learned",
+        ),
+        (lambda n: infer_task(n, torch.zeros(0, 6)), ValueError, "not be empty"),
+        (
+            lambda n: superfluous_objective(torch.zeros(2, 3), 3),
+            ValueError,
+            "n_real must be smaller",
+        ),
+        (lambda n: supermask(torch.zeros(3), 0.0), ValueError, r"density must lie in \(0, 1\]"),
+        (lambda n: supermask(torch.zeros(3), absolute=True), ValueError, "density must be given"),
+        (lambda n: supermask(torch.zeros(3, dtype=torch.int64)), TypeError, "float dtype"),
+        (lambda n: signed_constant_(torch.zeros(3)), ValueError, "at least 2 dimensions"),
+        (
+            lambda n: HopfieldStore(4).store(torch.tensor([1.0, 0, 1, -1])),
+            ValueError,
+            "patterns of -1 or 1",
+        ),
+        (lambda n: HopfieldStore(4).store(torch.ones(5)), ValueError, "shape"),
+        (lambda n: HopfieldStore(4, "oja"), ValueError, "rule must be one of"),
+        (
+            lambda n: recover_mask(None, [HopfieldStore(4)], [1], gamma=1, lr=1),
+            RuntimeError,
+            "at least one pattern",
+        ),
+        (
+            lambda n: recover_mask(None, [HopfieldStore(4)], [1], gamma=1, lr=1, method="soft"),
+            ValueError,
+            "method must",
+        ),
+        (lambda n: coded_bytes(torch.ones(3), "zip"), ValueError, "coding must be one of"),
+    ],
+)
 def test_messages(call, error, words):
     with pytest.raises(error, match=words):
         call(random_net(mlp(6, 20, 5), 3))
@@ -536,4 +654,6 @@ def test_messages(call, error, words):
 def test_no_pickle_in_the_file(tmp_path):
     random_net(mlp(6, 20, 5), 2).save(tmp_path / "net")
     magic, head, bits = (tmp_path / "net").read_bytes().split(b"\n", 2)
-    assert magic == b"ponderlearn SupSup 1" and json.loads(head)["tasks"] == 2 and len(bits) == 2 * 28
+    assert (
+        magic == b"ponderlearn SupSup 1" and json.loads(head)["tasks"] == 2 and len(bits) == 2 * 28
+    )

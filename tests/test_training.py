@@ -1,4 +1,5 @@
 """ponderlearn.training: what a notebook should not carry: kills, processes, faults, messages."""
+
 import json
 import math
 import multiprocessing
@@ -46,7 +47,9 @@ def one_thread():
 def processes():
     "Processes forked from a server that has imported everything once."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_jobs", "accelerate", "pandas", "torch._dynamo"])  # all that start slowly
+    context.set_forkserver_preload(
+        ["training_jobs", "accelerate", "pandas", "torch._dynamo"]
+    )  # all that start slowly
     return context
 
 
@@ -131,15 +134,19 @@ def test_two_processes_give_the_curve_of_one(processes, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    crowd = [processes.Process(target=jobs.curves, args=(tmp_path, rank, 2, port)) for rank in range(2)]
+    crowd = [
+        processes.Process(target=jobs.curves, args=(tmp_path, rank, 2, port)) for rank in range(2)
+    ]
     crowd.append(processes.Process(target=jobs.curves, args=(tmp_path,)))
     for process in crowd:
         process.start()
     for process in crowd:
         process.join(100)
     assert [process.exitcode for process in crowd] == [0, 0, 0]
-    one, two, second = (torch.load(tmp_path / f"curves-{name}.pt", weights_only=False)
-                        for name in ("1-0", "2-0", "2-1"))
+    one, two, second = (
+        torch.load(tmp_path / f"curves-{name}.pt", weights_only=False)
+        for name in ("1-0", "2-0", "2-1")
+    )
     for name in ("masked", "plain"):
         table, other = (x[name].drop(columns="seconds") for x in (one, two))
         assert list(table.columns) == list(other.columns)
@@ -160,13 +167,18 @@ def test_accelerator(processes, tmp_path):
     process.join(60)
     half = torch.load(tmp_path / "half.pt")
     assert half["dtypes"] == ["torch.bfloat16"] * 5 and math.isfinite(half["loss"])
-    assert half["texts"] == ["accelerator must not accumulate gradients, got gradient_accumulation_steps 2"]
+    assert half["texts"] == [
+        "accelerator must not accumulate gradients, got gradient_accumulation_steps 2"
+    ]
 
 
 @given(n=st.integers(1, 6), extra=st.integers(0, 20))
 @settings(max_examples=40, deadline=None)
 def test_parts_cover_the_batch(n, extra):
-    batch = (torch.arange(n + extra), {"scalar": torch.tensor(3.0), "y": torch.arange(n + extra) * 2})
+    batch = (
+        torch.arange(n + extra),
+        {"scalar": torch.tensor(3.0), "y": torch.arange(n + extra) * 2},
+    )
     parts = [_part(batch, rank, n, None) for rank in range(n)]
     assert torch.equal(torch.cat([part[0] for part, _ in parts]), batch[0])
     assert torch.equal(torch.cat([part[1]["y"] for part, _ in parts]), batch[1]["y"])
@@ -174,7 +186,9 @@ def test_parts_cover_the_batch(n, extra):
 
 
 def test_parts_of_a_crooked_batch():
-    with pytest.raises(ValueError, match=r"one size in front, to be cut for 2 processes, got sizes \[3, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"one size in front, to be cut for 2 processes, got sizes \[3, 4\]"
+    ):
         _part((torch.zeros(3), torch.zeros(4)), 0, 2, None)
 
 
@@ -197,9 +211,19 @@ def test_nan_stops_before_the_update(tmp_path, look_every, where):
 
     batches = lambda step, generator: (*jobs.pairs(step, generator), step)
     model, path = jobs.network(), tmp_path / "run.pt"
-    with pytest.raises(FloatingPointError, match=f"at step {bad} with seed 9.*seeded\\(9, {bad}\\)") as caught:
-        fit_quietly(model, loss_fn, batches, steps=40, seed=9, checkpoint=path, checkpoint_every=5,
-                    look_every=look_every)
+    with pytest.raises(
+        FloatingPointError, match=f"at step {bad} with seed 9.*seeded\\(9, {bad}\\)"
+    ) as caught:
+        fit_quietly(
+            model,
+            loss_fn,
+            batches,
+            steps=40,
+            seed=9,
+            checkpoint=path,
+            checkpoint_every=5,
+            look_every=look_every,
+        )
     rows = caught.value.history.rows
     assert [row["step"] for row in rows] == list(range(1, bad))
     good = jobs.network()
@@ -211,8 +235,17 @@ def test_nan_stops_before_the_update(tmp_path, look_every, where):
 
 
 def test_looking_less_often_changes_nothing():
-    tables = [fit_quietly(jobs.network(), steps=30, look_every=k, evaluate=lambda m, step: {"x": step}, eval_every=4,
-                          schedule="cosine").table.drop(columns="seconds") for k in (1, 8)]
+    tables = [
+        fit_quietly(
+            jobs.network(),
+            steps=30,
+            look_every=k,
+            evaluate=lambda m, step: {"x": step},
+            eval_every=4,
+            schedule="cosine",
+        ).table.drop(columns="seconds")
+        for k in (1, 8)
+    ]
     assert tables[0].equals(tables[1])
 
 
@@ -256,7 +289,15 @@ def test_the_world_is_left_as_it_was():
         seen.append((model.training, torch.is_grad_enabled()))
         return {"x": torch.tensor(1.0)}
 
-    fit_quietly(model, loss_fn, steps=2, optimizer=optimizer, schedule="cosine", evaluate=evaluate, eval_every=2)
+    fit_quietly(
+        model,
+        loss_fn,
+        steps=2,
+        optimizer=optimizer,
+        schedule="cosine",
+        evaluate=evaluate,
+        eval_every=2,
+    )
     assert torch.equal(torch.rand(3), expected)
     assert seen == [(True, True), (True, True), (False, False)]
     assert model.training and not model[1].training
@@ -277,7 +318,9 @@ def test_stop_and_finished_runs_are_not_continued(tmp_path):
         calls.append(step)
         return jobs.pairs(step, generator)
 
-    arguments = dict(steps=50, checkpoint=path, stop=lambda row: row["step"] >= 8, evaluate=lambda m, s: {"e": s})
+    arguments = dict(
+        steps=50, checkpoint=path, stop=lambda row: row["step"] >= 8, evaluate=lambda m, s: {"e": s}
+    )
     first = fit_quietly(linear(), batches=batches, **arguments)
     assert calls == list(range(1, 9)) and first.last["e"] == 8
     second = fit_quietly(linear(), batches=batches, **arguments)
@@ -286,7 +329,9 @@ def test_stop_and_finished_runs_are_not_continued(tmp_path):
     assert fit_quietly(linear(), batches=batches, **arguments).last["step"] == 50
 
 
-@pytest.mark.parametrize("make", [None, torch.optim.SGD, lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1)])
+@pytest.mark.parametrize(
+    "make", [None, torch.optim.SGD, lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1)]
+)
 def test_kinds_of_optimizers(make):
     assert fit_quietly(optimizer=make, lr=0.05, steps=50).table.loss.iloc[-5:].mean() < 5
 
@@ -322,8 +367,10 @@ def test_a_given_generator_is_the_one_that_draws():
 
 def test_float64_and_frozen_parameters():
     model = jobs.Masked().double()
-    double = lambda step, generator: {k: v.double() if v.is_floating_point() else v
-                                      for k, v in jobs.masked_batch(step, generator).items()}
+    double = lambda step, generator: {
+        k: v.double() if v.is_floating_point() else v
+        for k, v in jobs.masked_batch(step, generator).items()
+    }
     frozen = model.frozen.weight.clone()
     history = fit_quietly(model, jobs.masked_error, double, clip=1.0)
     assert torch.equal(model.frozen.weight, frozen) and math.isfinite(history.last["loss"])
@@ -336,15 +383,20 @@ def test_checkpoint_of_another_run(tmp_path):
     path = tmp_path / "run.pt"
     arguments = dict(steps=6, checkpoint=path, seed=1, clip=1.0)
     fit_quietly(linear(), **arguments)
-    for change, text in [({"seed": 2}, r"seed 1 \(here 2\)"), ({"steps": 7}, r"steps 6 \(here 7\)"),
-                         ({"clip": None}, r"clip 1.0 \(here None\)"),
-                         ({"lr": 0.5}, r"parameter group 0: lr 0.001 \(here 0.5\)"),
-                         ({"schedule": "cosine"}, r"schedule constant \(here cosine\)"),
-                         ({"optimizer": torch.optim.SGD}, r"optimizer Adam \(here SGD\); parameter group 0: ")]:
+    for change, text in [
+        ({"seed": 2}, r"seed 1 \(here 2\)"),
+        ({"steps": 7}, r"steps 6 \(here 7\)"),
+        ({"clip": None}, r"clip 1.0 \(here None\)"),
+        ({"lr": 0.5}, r"parameter group 0: lr 0.001 \(here 0.5\)"),
+        ({"schedule": "cosine"}, r"schedule constant \(here cosine\)"),
+        ({"optimizer": torch.optim.SGD}, r"optimizer Adam \(here SGD\); parameter group 0: "),
+    ]:
         wanted = rf"run.pt must be of this very run \(or be deleted\), got one with .*{text}"
         with pytest.raises(ValueError, match=wanted):
             fit_quietly(linear(), **{**arguments, **change})
-    with pytest.raises(ValueError, match=r"model: weight torch.float32 \(1, 3\) \(here torch.float32 \(2, 3\)\)"):
+    with pytest.raises(
+        ValueError, match=r"model: weight torch.float32 \(1, 3\) \(here torch.float32 \(2, 3\)\)"
+    ):
         fit_quietly(linear(3, 2), **arguments)
     save_checkpoint(path, weights=torch.zeros(2))
     with pytest.raises(ValueError, match="must be one of fit, got one that holds weights"):
@@ -381,34 +433,85 @@ def test_checkpoints_are_whole_and_harmless(tmp_path):
 # ---------------------------------------------------------------- messages
 
 
-@pytest.mark.parametrize(("change", "error", "text"), [
-    ({"model": [1]}, TypeError, "model must be a torch.nn.Module, got"),
-    ({"model": nn.Tanh()}, ValueError, "model must have a parameter that requires a gradient, got none"),
-    ({"loss_fn": None}, TypeError, "loss_fn must be a function, got None"),
-    ({"batches": [1]}, TypeError, "batches must be a function, got list"),
-    ({"steps": 0}, ValueError, "steps must be >= 1, got 0"),
-    ({"steps": 2.5}, TypeError, "steps must be an integer, got 2.5"),
-    ({"seed": -1}, ValueError, "seed must lie in 0..2147483647, got -1"),
-    ({"generator": 3}, TypeError, "generator must be a torch.Generator, got 3"),
-    ({"clip": 0}, ValueError, r"clip must lie in \(0, inf\), got 0"),
-    ({"schedule": "linear"}, ValueError, "must be 'constant', 'cosine' or a function of the step, got 'linear'"),
-    ({"optimizer": "adam"}, TypeError, "optimizer must be a torch optimizer, its class or a function .* got 'adam'"),
-    ({"optimizer": lambda p: 3}, TypeError, "optimizer must be a torch optimizer"),
-    ({"optimizer": torch.optim.SGD(linear().parameters(), lr=0.1)}, ValueError, "hold parameters of model only"),
-    ({"evaluate": 3}, TypeError, "evaluate must be a function or None, got 3"),
-    ({"evaluate": lambda m, s: 3}, TypeError, "evaluate must return a dict of numbers, got 3"),
-    ({"evaluate": lambda m, s: {"loss": 3}}, ValueError, "evaluate must not use the names step, loss"),
-    ({"evaluate": lambda m, s: {"a": "b"}}, TypeError, "evaluate's 'a' must be one number, got 'b'"),
-    ({"eval_every": -1}, ValueError, "eval_every must be >= 1, got -1"),
-    ({"look_every": 1.5}, TypeError, "look_every must be an integer"),
-    ({"loss_fn": lambda m, b: m(b[0])}, ValueError, r"loss_fn must return a scalar loss, shape \(\), got a float32"),
-    ({"loss_fn": lambda m, b: 1.0}, TypeError, r"loss_fn must return a tensor or \(tensor, dict of logs\), got 1.0"),
-    ({"loss_fn": lambda m, b: b[0].mean()}, ValueError, "loss that depends on trainable parameters, got one without"),
-    ({"loss_fn": lambda m, b: torch.tensor(3)}, TypeError, "loss of float dtype"),
-    ({"loss_fn": lambda m, b: (m(b[0]).mean(), 3)}, TypeError, "loss_fn's logs must return a dict of numbers, got 3"),
-    ({"loss_fn": lambda m, b: (m(b[0]).mean(), {"a": b[0]})}, TypeError, "'a' must be one number, got a float32"),
-    ({"loss_fn": lambda m, b: (m(b[0]).mean(), {"seconds": 1})}, ValueError, "logs must not use the names"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"model": [1]}, TypeError, "model must be a torch.nn.Module, got"),
+        (
+            {"model": nn.Tanh()},
+            ValueError,
+            "model must have a parameter that requires a gradient, got none",
+        ),
+        ({"loss_fn": None}, TypeError, "loss_fn must be a function, got None"),
+        ({"batches": [1]}, TypeError, "batches must be a function, got list"),
+        ({"steps": 0}, ValueError, "steps must be >= 1, got 0"),
+        ({"steps": 2.5}, TypeError, "steps must be an integer, got 2.5"),
+        ({"seed": -1}, ValueError, "seed must lie in 0..2147483647, got -1"),
+        ({"generator": 3}, TypeError, "generator must be a torch.Generator, got 3"),
+        ({"clip": 0}, ValueError, r"clip must lie in \(0, inf\), got 0"),
+        (
+            {"schedule": "linear"},
+            ValueError,
+            "must be 'constant', 'cosine' or a function of the step, got 'linear'",
+        ),
+        (
+            {"optimizer": "adam"},
+            TypeError,
+            "optimizer must be a torch optimizer, its class or a function .* got 'adam'",
+        ),
+        ({"optimizer": lambda p: 3}, TypeError, "optimizer must be a torch optimizer"),
+        (
+            {"optimizer": torch.optim.SGD(linear().parameters(), lr=0.1)},
+            ValueError,
+            "hold parameters of model only",
+        ),
+        ({"evaluate": 3}, TypeError, "evaluate must be a function or None, got 3"),
+        ({"evaluate": lambda m, s: 3}, TypeError, "evaluate must return a dict of numbers, got 3"),
+        (
+            {"evaluate": lambda m, s: {"loss": 3}},
+            ValueError,
+            "evaluate must not use the names step, loss",
+        ),
+        (
+            {"evaluate": lambda m, s: {"a": "b"}},
+            TypeError,
+            "evaluate's 'a' must be one number, got 'b'",
+        ),
+        ({"eval_every": -1}, ValueError, "eval_every must be >= 1, got -1"),
+        ({"look_every": 1.5}, TypeError, "look_every must be an integer"),
+        (
+            {"loss_fn": lambda m, b: m(b[0])},
+            ValueError,
+            r"loss_fn must return a scalar loss, shape \(\), got a float32",
+        ),
+        (
+            {"loss_fn": lambda m, b: 1.0},
+            TypeError,
+            r"loss_fn must return a tensor or \(tensor, dict of logs\), got 1.0",
+        ),
+        (
+            {"loss_fn": lambda m, b: b[0].mean()},
+            ValueError,
+            "loss that depends on trainable parameters, got one without",
+        ),
+        ({"loss_fn": lambda m, b: torch.tensor(3)}, TypeError, "loss of float dtype"),
+        (
+            {"loss_fn": lambda m, b: (m(b[0]).mean(), 3)},
+            TypeError,
+            "loss_fn's logs must return a dict of numbers, got 3",
+        ),
+        (
+            {"loss_fn": lambda m, b: (m(b[0]).mean(), {"a": b[0]})},
+            TypeError,
+            "'a' must be one number, got a float32",
+        ),
+        (
+            {"loss_fn": lambda m, b: (m(b[0]).mean(), {"seconds": 1})},
+            ValueError,
+            "logs must not use the names",
+        ),
+    ],
+)
 def test_messages_of_fit(change, error, text):
     with pytest.raises(error, match=text):
         fit_quietly(**change)
@@ -418,10 +521,19 @@ def test_messages_of_fit(change, error, text):
 
 
 def test_streams_of_steps_differ():
-    starts = {torch.randint(2**62, (), generator=seeded(seed, step)).item() for seed in range(40) for step in range(40)}
+    starts = {
+        torch.randint(2**62, (), generator=seeded(seed, step)).item()
+        for seed in range(40)
+        for step in range(40)
+    }
     assert len(starts) == 1600
-    assert torch.equal(torch.rand(3, generator=seeded(2**31 - 1, 5)), torch.rand(3, generator=seeded(2**31 - 1, 5)))
-    assert torch.equal(torch.rand(3, generator=seeded(7)), torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(
+        torch.rand(3, generator=seeded(2**31 - 1, 5)), torch.rand(3, generator=seeded(2**31 - 1, 5))
+    )
+    assert torch.equal(
+        torch.rand(3, generator=seeded(7)),
+        torch.rand(3, generator=torch.Generator().manual_seed(7)),
+    )
     with pytest.raises(ValueError, match=r"seed must lie in 0\.\.2147483647, got 2147483648"):
         seeded(2**31)
 
@@ -451,11 +563,17 @@ def power(seed, base, exponent=2):
 
 def test_the_table_of_a_plain_loop(tmp_path):
     grid = {"base": [3, 2.5], "exponent": [1, 2]}
-    rows = [{"base": b, "exponent": e, "seed": s, **power(s, b, e), "curve": [0, 1]}
-            for b in grid["base"] for e in grid["exponent"] for s in (4, 7)]
+    rows = [
+        {"base": b, "exponent": e, "seed": s, **power(s, b, e), "curve": [0, 1]}
+        for b in grid["base"]
+        for e in grid["exponent"]
+        for s in (4, 7)
+    ]
     kept = {"folder": tmp_path}
     for arguments in ({"n_jobs": 1}, {"n_jobs": 2}, {"n_jobs": 2, **kept}, {"n_jobs": 1, **kept}):
-        pd.testing.assert_frame_equal(sweep(power, [4, 7], grid, bar=False, **arguments), pd.DataFrame(rows))
+        pd.testing.assert_frame_equal(
+            sweep(power, [4, 7], grid, bar=False, **arguments), pd.DataFrame(rows)
+        )
     assert len(list(tmp_path.glob("power-*.json"))) == 8
     numbers = sweep(lambda seed: seed + 1, 3, n_jobs=1)
     assert list(numbers.columns) == ["seed", "value"] and numbers.value.tolist() == [1, 2, 3]
@@ -463,8 +581,17 @@ def test_the_table_of_a_plain_loop(tmp_path):
 
 def test_functions_of_a_notebook_reach_the_processes():
     factor = 10
-    out = sweep(lambda seed: {"pid": os.getpid(), "product": factor * seed, "threads": torch.get_num_threads(),
-                              "omp": os.environ["OMP_NUM_THREADS"]}, 4, n_jobs=2, bar=False)
+    out = sweep(
+        lambda seed: {
+            "pid": os.getpid(),
+            "product": factor * seed,
+            "threads": torch.get_num_threads(),
+            "omp": os.environ["OMP_NUM_THREADS"],
+        },
+        4,
+        n_jobs=2,
+        bar=False,
+    )
     assert out["product"].tolist() == [0, 10, 20, 30] and os.getpid() not in set(out.pid)
     share = max(1, joblib.cpu_count() // 2)
     assert set(out.threads) == {share} and set(out.omp) == {str(share)}
@@ -499,7 +626,12 @@ def test_a_failed_point_is_named_and_the_others_kept(tmp_path, n_jobs):
         out = sweep(fails_at_two, 2, {"x": [1, 2, 3]}, folder=tmp_path, n_jobs=n_jobs)
     assert caught[0].filename == __file__
     assert out.error.dropna().to_dict() == {3: "ValueError: two is too much"}
-    assert out.y.dropna().tolist() == [1, 1, 2, 3, 3] and list(out.columns) == ["x", "seed", "y", "error"]
+    assert out.y.dropna().tolist() == [1, 1, 2, 3, 3] and list(out.columns) == [
+        "x",
+        "seed",
+        "y",
+        "error",
+    ]
     assert len(list(tmp_path.glob("*.json"))) == 5
     with pytest.raises(RuntimeError, match="1 of 6 runs failed") as caught:
         sweep(fails_at_two, 2, {"x": [1, 2, 3]}, folder=tmp_path, n_jobs=n_jobs, on_error="raise")
@@ -535,7 +667,11 @@ def test_stale_results_are_not_reused(tmp_path, monkeypatch):
     assert sweep(make(1), 2, {"x": [1, 2]}, folder=tmp_path).equals(first) and len(calls) == 4
     sweep(make(1), 3, {"x": [1, 2, 3]}, folder=tmp_path)  # a larger grid: only what is new
     assert len(calls) == 9
-    for other in (partial(sweep, make(2)), partial(sweep, make(1, 5)), partial(sweep, make(1), version="2")):
+    for other in (
+        partial(sweep, make(2)),
+        partial(sweep, make(1, 5)),
+        partial(sweep, make(1), version="2"),
+    ):
         before = len(calls)
         other(2, {"x": [1, 2]}, folder=tmp_path)
         assert len(calls) == before + 4
@@ -545,7 +681,11 @@ def test_stale_results_are_not_reused(tmp_path, monkeypatch):
     assert len(calls) == before + 4
     for file in tmp_path.glob("*.json"):  # damaged and foreign files are computed anew
         file.write_text('{"key": ')
-    assert sweep(make(1), 2, {"x": [1, 2]}, folder=tmp_path, n_jobs=1).equals(first) and len(calls) == before + 8
+    assert (
+        sweep(make(1), 2, {"x": [1, 2]}, folder=tmp_path, n_jobs=1).equals(first)
+        and len(calls) == before + 8
+    )
+
 
 class Calls:
     "Counts; no plain value, so it is not a part of what a run is known by."
@@ -564,7 +704,10 @@ def test_the_version_sees_helpers_and_methods():
     texts = {}
     for name, body in {"a": "return 1", "b": "return 2"}.items():
         scope = {"__name__": "__main__"}
-        exec(f"N = 3\ndef helper():\n    {body}\ndef run(seed):\n    return [helper() for _ in range(N)]", scope)
+        exec(
+            f"N = 3\ndef helper():\n    {body}\ndef run(seed):\n    return [helper() for _ in range(N)]",
+            scope,
+        )
         texts[name] = _version(scope["run"], "")
         scope["N"] = 4
         texts[name + "N"] = _version(scope["run"], "")
@@ -576,28 +719,46 @@ def test_the_version_sees_helpers_and_methods():
 def test_the_version_sees_through_partials_methods_and_objects():
     found = []
     for body in ("return 1", "return 2"):
-        scope = {"__name__": "elsewhere"}  # not the module of `partial`, of this test or of ponderlearn
-        exec(f"def helper():\n    {body}\ndef run(seed, x):\n    return helper()\n"
-             "class Job:\n    def __init__(self, x):\n        self.x = x\n"
-             "    def __call__(self, seed):\n        return helper()\n    def go(self, seed):\n        return helper()",
-             scope)
+        scope = {
+            "__name__": "elsewhere"
+        }  # not the module of `partial`, of this test or of ponderlearn
+        exec(
+            f"def helper():\n    {body}\ndef run(seed, x):\n    return helper()\n"
+            "class Job:\n    def __init__(self, x):\n        self.x = x\n"
+            "    def __call__(self, seed):\n        return helper()\n    def go(self, seed):\n        return helper()",
+            scope,
+        )
         job = scope["Job"]
-        found += [_version(f, "") for f in (partial(scope["run"], x=1), job(1), job(2), job(1).go, job(2).go)]
+        found += [
+            _version(f, "")
+            for f in (partial(scope["run"], x=1), job(1), job(2), job(1).go, job(2).go)
+        ]
     assert len(set(found)) == len(found)
 
 
 def test_kept_and_fresh_results_are_the_same(tmp_path):
     run = lambda seed, width: {"double": 2 * width}
     grid = {"width": torch.arange(2).numpy()}  # NumPy's numbers are kept too
-    assert sweep(run, 2, grid, folder=tmp_path, n_jobs=1).equals(sweep(run, 2, grid, folder=tmp_path, n_jobs=1))
-    with pytest.warns(RuntimeWarning, match="run must return a dict whose keys are names, got list \\[0\\]"):
+    assert sweep(run, 2, grid, folder=tmp_path, n_jobs=1).equals(
+        sweep(run, 2, grid, folder=tmp_path, n_jobs=1)
+    )
+    with pytest.warns(
+        RuntimeWarning, match="run must return a dict whose keys are names, got list \\[0\\]"
+    ):
         sweep(lambda seed: {0: 1.0}, 1, n_jobs=1)
 
 
 @pytest.mark.parametrize("name", ["eval_every", "checkpoint_every", "look_every"])
 def test_zero_is_not_the_default(name):
     with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
-        fit(nn.Linear(1, 1), lambda m, b: m(b).mean(), lambda s, g: torch.ones(1, 1), steps=2, bar=False, **{name: 0})
+        fit(
+            nn.Linear(1, 1),
+            lambda m, b: m(b).mean(),
+            lambda s, g: torch.ones(1, 1),
+            steps=2,
+            bar=False,
+            **{name: 0},
+        )
 
 
 def test_kept_files_are_plain(tmp_path):
@@ -611,32 +772,43 @@ def test_kept_files_are_plain(tmp_path):
     assert sweep(lambda seed: math.nan, 1, folder=tmp_path, n_jobs=1).value.isna().all()
 
 
-@pytest.mark.parametrize(("arguments", "error", "text"), [
-    ({"run": 3}, TypeError, "run must be a function, got 3"),
-    ({"seeds": 0}, ValueError, "seeds must be >= 1, got 0"),
-    ({"seeds": True}, TypeError, "seeds must be an integer, got True"),
-    ({"seeds": [1, 1]}, ValueError, "seeds must be at least one and differ"),
-    ({"seeds": []}, ValueError, "seeds must be at least one and differ"),
-    ({"seeds": 2.5}, TypeError, "seeds must be a number or a list of seeds, got 2.5"),
-    ({"grid": 3}, TypeError, "grid must be a dict of lists or a list of dicts, got 3"),
-    ({"grid": {"x": 3}}, TypeError, r"grid\['x'\] must be a list of values, got 3"),
-    ({"grid": {"x": "abc"}}, TypeError, r"grid\['x'\] must be a list of values, got 'abc'"),
-    ({"grid": {"x": []}}, ValueError, "grid must hold at least one point, got none"),
-    ({"grid": [3]}, TypeError, "grid must hold dicts whose keys are names"),
-    ({"grid": {"seed": [1]}}, ValueError, "grid must leave the names 'seed' and 'error' free"),
-    ({"on_error": "ignore"}, ValueError, "on_error must be one of 'warn', 'raise', got ignore"),
-    ({"grid": {"x": [torch.relu]}, "folder": "."}, TypeError, "grid must hold numbers, strings and lists"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"run": 3}, TypeError, "run must be a function, got 3"),
+        ({"seeds": 0}, ValueError, "seeds must be >= 1, got 0"),
+        ({"seeds": True}, TypeError, "seeds must be an integer, got True"),
+        ({"seeds": [1, 1]}, ValueError, "seeds must be at least one and differ"),
+        ({"seeds": []}, ValueError, "seeds must be at least one and differ"),
+        ({"seeds": 2.5}, TypeError, "seeds must be a number or a list of seeds, got 2.5"),
+        ({"grid": 3}, TypeError, "grid must be a dict of lists or a list of dicts, got 3"),
+        ({"grid": {"x": 3}}, TypeError, r"grid\['x'\] must be a list of values, got 3"),
+        ({"grid": {"x": "abc"}}, TypeError, r"grid\['x'\] must be a list of values, got 'abc'"),
+        ({"grid": {"x": []}}, ValueError, "grid must hold at least one point, got none"),
+        ({"grid": [3]}, TypeError, "grid must hold dicts whose keys are names"),
+        ({"grid": {"seed": [1]}}, ValueError, "grid must leave the names 'seed' and 'error' free"),
+        ({"on_error": "ignore"}, ValueError, "on_error must be one of 'warn', 'raise', got ignore"),
+        (
+            {"grid": {"x": [torch.relu]}, "folder": "."},
+            TypeError,
+            "grid must hold numbers, strings and lists",
+        ),
+    ],
+)
 def test_messages_of_sweep(arguments, error, text):
     with pytest.raises(error, match=text):
         sweep(**{"run": power, "n_jobs": 1, "bar": False, **arguments})
 
 
-@pytest.mark.parametrize(("out", "text"), [
-    (None, None), (object(), "TypeError: run's 'value' must hold numbers, strings or lists of them"),
-    ({"x": 1}, "ValueError: run must not return a name of the point, 'seed' or 'error'"),
-    ({"error": 1}, "ValueError: run must not return a name of the point"),
-])
+@pytest.mark.parametrize(
+    ("out", "text"),
+    [
+        (None, None),
+        (object(), "TypeError: run's 'value' must hold numbers, strings or lists of them"),
+        ({"x": 1}, "ValueError: run must not return a name of the point, 'seed' or 'error'"),
+        ({"error": 1}, "ValueError: run must not return a name of the point"),
+    ],
+)
 def test_results_of_the_wrong_kind(out, text):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -650,4 +822,6 @@ def test_on_a_gpu():
     model[2].p = cpu[2].p = 0.0
     tables = [fit_quietly(m, steps=40, clip=1.0).table for m in (model, cpu)]
     assert next(model.parameters()).is_cuda
-    torch.testing.assert_close(*(torch.tensor(t.loss.to_numpy()) for t in tables), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        *(torch.tensor(t.loss.to_numpy()) for t in tables), rtol=1e-3, atol=1e-4
+    )

@@ -38,6 +38,7 @@ def axis():
 
 # Intervals
 
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.sampled_from([0.5, 0.9, 0.95]))
 def test_interval_is_scipys(scores, level):
@@ -77,33 +78,66 @@ def test_dots_horizontal_puts_scores_on_x():
     ax = axis()
     viz.dots(ax, [[1.0, 2.0]], labels=["a"], horizontal=True)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a"]
-    assert list(next(line for line in ax.lines if line.get_marker() == "o").get_xdata()) == [1.0, 2.0]
+    assert list(next(line for line in ax.lines if line.get_marker() == "o").get_xdata()) == [
+        1.0,
+        2.0,
+    ]
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: viz.band(axis(), [0, 1], [1.0, 2.0], label="x"), r"^ys must have shape \(n_seeds, 2\), got shape \(2,\)$"),
-    (lambda: viz.band(axis(), [0, 1], [[1.0, 2.0, 3.0]], label="x"), r"^ys must have shape"),
-    (lambda: viz.band(axis(), [0], [[math.nan]], label="x"), r"^ys must be finite, got NaN or infinity$"),
-    (lambda: viz.band(axis(), [0], [[1.0]], label="x", level=1), r"^level must lie in \(0, 1\), got 1.0$"),
-    (lambda: viz.dots(axis(), [], labels=[]), r"^groups must hold at least one group"),
-    (lambda: viz.dots(axis(), [[]], labels=["a"]), r"^groups\[0\] must be a list of scores, got shape \(0,\)$"),
-    (lambda: viz.dots(axis(), [[1.0]], labels=["a", "b"]), r"^labels must have 1 names, got 2$"),
-    (lambda: viz.dots(axis(), [[1.0], [1.0, 2.0]], labels=["a", "b"], paired=True),
-     r"^groups must have equally many scores when paired, got \[1, 2\]$"),
-    (lambda: viz.dots(axis(), [[1.0, math.inf]], labels=["a"]), r"^groups\[0\] must be finite"),
-    (lambda: viz.image_grid([]), r"^images must hold at least one image"),
-    (lambda: viz.image_grid(torch.zeros(2, 4, 5, 5)), r"^images must have shape .* got \(n, 4, 5, 5\)$"),
-    (lambda: viz.image_grid([torch.zeros(4, 4), torch.zeros(5, 5)]), r"^images must all have one shape"),
-    (lambda: viz.image_grid(torch.zeros(2, 4, 4), ["one"]), r"^titles must have 2 names"),
-    (lambda: viz.table([]), r"^rows must hold at least one row"),
-    (lambda: viz.table([{"a": 1}], fmt={"b": ".2f"}), r"^fmt must name columns of the table \(a\), got \['b'\]$"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: viz.band(axis(), [0, 1], [1.0, 2.0], label="x"),
+            r"^ys must have shape \(n_seeds, 2\), got shape \(2,\)$",
+        ),
+        (lambda: viz.band(axis(), [0, 1], [[1.0, 2.0, 3.0]], label="x"), r"^ys must have shape"),
+        (
+            lambda: viz.band(axis(), [0], [[math.nan]], label="x"),
+            r"^ys must be finite, got NaN or infinity$",
+        ),
+        (
+            lambda: viz.band(axis(), [0], [[1.0]], label="x", level=1),
+            r"^level must lie in \(0, 1\), got 1.0$",
+        ),
+        (lambda: viz.dots(axis(), [], labels=[]), r"^groups must hold at least one group"),
+        (
+            lambda: viz.dots(axis(), [[]], labels=["a"]),
+            r"^groups\[0\] must be a list of scores, got shape \(0,\)$",
+        ),
+        (
+            lambda: viz.dots(axis(), [[1.0]], labels=["a", "b"]),
+            r"^labels must have 1 names, got 2$",
+        ),
+        (
+            lambda: viz.dots(axis(), [[1.0], [1.0, 2.0]], labels=["a", "b"], paired=True),
+            r"^groups must have equally many scores when paired, got \[1, 2\]$",
+        ),
+        (lambda: viz.dots(axis(), [[1.0, math.inf]], labels=["a"]), r"^groups\[0\] must be finite"),
+        (lambda: viz.image_grid([]), r"^images must hold at least one image"),
+        (
+            lambda: viz.image_grid(torch.zeros(2, 4, 5, 5)),
+            r"^images must have shape .* got \(n, 4, 5, 5\)$",
+        ),
+        (
+            lambda: viz.image_grid([torch.zeros(4, 4), torch.zeros(5, 5)]),
+            r"^images must all have one shape",
+        ),
+        (lambda: viz.image_grid(torch.zeros(2, 4, 4), ["one"]), r"^titles must have 2 names"),
+        (lambda: viz.table([]), r"^rows must hold at least one row"),
+        (
+            lambda: viz.table([{"a": 1}], fmt={"b": ".2f"}),
+            r"^fmt must name columns of the table \(a\), got \['b'\]$",
+        ),
+    ],
+)
 def test_messages(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 # Images
+
 
 @pytest.mark.parametrize("shape", [(10, 6, 5), (10, 1, 6, 5), (10, 3, 6, 5), (10, 6, 5, 3)])
 def test_image_grid_draws_all_on_one_scale(shape):
@@ -115,6 +149,7 @@ def test_image_grid_draws_all_on_one_scale(shape):
 
 
 # Tables
+
 
 class Cells(HTMLParser):
     def __init__(self, text):
@@ -134,17 +169,24 @@ class Cells(HTMLParser):
 
 
 def test_table_has_headings_with_scope_and_a_caption():
-    made = viz.table([{"arm": "a<b", "loss": 0.12345, "n": 5, "ok": True}, {"arm": "c", "loss": None, "n": 6}],
-                     caption='Losses & "more"', fmt={"loss": ".2f"})
+    made = viz.table(
+        [{"arm": "a<b", "loss": 0.12345, "n": 5, "ok": True}, {"arm": "c", "loss": None, "n": 6}],
+        caption='Losses & "more"',
+        fmt={"loss": ".2f"},
+    )
     found = Cells(made._repr_html_()).found
     assert found[0] == ("caption", None, 'Losses & "more"')
-    assert [f for f in found if f[1] == "col"] == [("th", "col", c) for c in ("arm", "loss", "n", "ok")]
+    assert [f for f in found if f[1] == "col"] == [
+        ("th", "col", c) for c in ("arm", "loss", "n", "ok")
+    ]
     assert [f for f in found if f[1] == "row"] == [("th", "row", "a<b"), ("th", "row", "c")]
     assert [text for tag, _, text in found if tag == "td"] == ["0.12", "5", "yes", "–", "6", "–"]
 
 
 def test_table_as_text_is_aligned():
-    lines = repr(viz.table([{"arm": "a", "n": 5}, {"arm": "long", "n": 12}], caption="Count")).splitlines()
+    lines = repr(
+        viz.table([{"arm": "a", "n": 5}, {"arm": "long", "n": 12}], caption="Count")
+    ).splitlines()
     assert lines == ["Count", "arm    n", "----  --", "a      5", "long  12"]
 
 
@@ -154,13 +196,16 @@ def test_table_from_a_dataframe_with_groups():
     assert made.columns == ["arm", "loss mean", "loss size"]
     assert made.cells == [["a", "1.5", "2"], ["b", "4.0", "1"]]
     assert viz.table(frame).columns == ["arm", "loss"]
-    assert viz.table([{"x": np.float32(0.5), "y": np.int64(3), "z": torch.tensor(2.0), "i": (0.1, np.nan)}]).cells == [
-        ["0.5", "3", "2", "[0.1, –]"]]
+    assert viz.table(
+        [{"x": np.float32(0.5), "y": np.int64(3), "z": torch.tensor(2.0), "i": (0.1, np.nan)}]
+    ).cells == [["0.5", "3", "2", "[0.1, –]"]]
 
 
 def test_table_formats_by_function():
     rows = [{"x": "a", "loss": 0.5, "n": 3}]
-    assert viz.table(rows, fmt={"loss": lambda v: f"{v:.0%}", "n": "03d"}).cells == [["a", "50%", "003"]]
+    assert viz.table(rows, fmt={"loss": lambda v: f"{v:.0%}", "n": "03d"}).cells == [
+        ["a", "50%", "003"]
+    ]
     assert viz.table(rows, fmt=lambda v: f"<{v}>").cells == [["<a>", "<0.5>", "3"]]
 
 
@@ -170,6 +215,7 @@ def test_table_refuses_what_is_no_table():
 
 
 # Frames
+
 
 def draw(*point):
     fig = plt.figure(figsize=(1, 1))
@@ -182,7 +228,12 @@ def alt(*point):
 
 
 def make(x=range(15), y=None, **kwargs):
-    kwargs = {"alt": alt, "x_label": "first", "y_label": None if y is None else "second", "dpi": 30} | kwargs
+    kwargs = {
+        "alt": alt,
+        "x_label": "first",
+        "y_label": None if y is None else "second",
+        "dpi": 30,
+    } | kwargs
     return viz.frames(kwargs.pop("draw", draw), x, y, **kwargs)
 
 
@@ -190,7 +241,9 @@ def alts(stack):
     return [re.search('alt="([^"]*)"', page.value)[1] for page in stack.children]
 
 
-needs_stack = pytest.mark.skipif(not hasattr(ipywidgets, "Stack"), reason="ipywidgets 7 has no Stack")
+needs_stack = pytest.mark.skipif(
+    not hasattr(ipywidgets, "Stack"), reason="ipywidgets 7 has no Stack"
+)
 
 
 @needs_stack
@@ -258,23 +311,50 @@ def big(x):
     return fig
 
 
-@pytest.mark.parametrize("kwargs, error, message", [
-    ({"x": range(14)}, ValueError, "^x must have at least 15 stops, got 14$"),
-    ({"x": range(8), "y": range(8)}, ValueError, "^x and y must have at least 9 and 7 stops, got 8 and 8$"),
-    ({"x": range(81)}, ValueError, "^x must make at most 80 pictures, got 81$"),
-    ({"x": range(10), "y": range(9)}, ValueError, "^x and y must make at most 80 pictures, got 10 x 9$"),
-    ({"x": [1] * 15}, ValueError, "^x must have stops with different labels"),
-    ({"y_label": "b"}, ValueError, "^y_label must be None without y"),
-    ({"x": range(9), "y": range(7), "y_label": ""}, ValueError, "^y_label must be a nonempty string when y is given"),
-    ({"x_label": ""}, ValueError, "^x_label must be a nonempty string"),
-    ({"start": 15}, ValueError, r"^start must lie in 0\.\.14, got 15$"),
-    ({"start": (1, 2)}, ValueError, "^start must be 1 indices"),
-    ({"alt": lambda x: "always the same"}, ValueError, r"^alt must differ between the pictures at \(0,\) and \(1,\)"),
-    ({"alt": lambda x: ""}, TypeError, "^alt must return a nonempty string"),
-    ({"draw": lambda x: None}, TypeError, "^draw must return a matplotlib Figure, got None$"),
-    ({"draw": lambda x: plt.figure(figsize=(1 + x, 1))}, ValueError, "^draw must return figures of one size"),
-    ({"draw": big, "dpi": 100}, ValueError, r"^draw must make pictures of at most 700 kB in all .* kB at \(\d,\)$"),
-])
+@pytest.mark.parametrize(
+    "kwargs, error, message",
+    [
+        ({"x": range(14)}, ValueError, "^x must have at least 15 stops, got 14$"),
+        (
+            {"x": range(8), "y": range(8)},
+            ValueError,
+            "^x and y must have at least 9 and 7 stops, got 8 and 8$",
+        ),
+        ({"x": range(81)}, ValueError, "^x must make at most 80 pictures, got 81$"),
+        (
+            {"x": range(10), "y": range(9)},
+            ValueError,
+            "^x and y must make at most 80 pictures, got 10 x 9$",
+        ),
+        ({"x": [1] * 15}, ValueError, "^x must have stops with different labels"),
+        ({"y_label": "b"}, ValueError, "^y_label must be None without y"),
+        (
+            {"x": range(9), "y": range(7), "y_label": ""},
+            ValueError,
+            "^y_label must be a nonempty string when y is given",
+        ),
+        ({"x_label": ""}, ValueError, "^x_label must be a nonempty string"),
+        ({"start": 15}, ValueError, r"^start must lie in 0\.\.14, got 15$"),
+        ({"start": (1, 2)}, ValueError, "^start must be 1 indices"),
+        (
+            {"alt": lambda x: "always the same"},
+            ValueError,
+            r"^alt must differ between the pictures at \(0,\) and \(1,\)",
+        ),
+        ({"alt": lambda x: ""}, TypeError, "^alt must return a nonempty string"),
+        ({"draw": lambda x: None}, TypeError, "^draw must return a matplotlib Figure, got None$"),
+        (
+            {"draw": lambda x: plt.figure(figsize=(1 + x, 1))},
+            ValueError,
+            "^draw must return figures of one size",
+        ),
+        (
+            {"draw": big, "dpi": 100},
+            ValueError,
+            r"^draw must make pictures of at most 700 kB in all .* kB at \(\d,\)$",
+        ),
+    ],
+)
 def test_frames_says_what_is_wrong(kwargs, error, message):
     with pytest.raises(error, match=message):
         make(**kwargs)
@@ -291,11 +371,17 @@ def test_without_stack_one_picture_and_a_callback(monkeypatch):
     assert 'alt="at (8, 0)"' in picture.value
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_stored_pictures_of_a_notebook_fit_the_budget(path):
     state = json.loads(path.read_text())["metadata"].get("widgets", {}).values()
-    pages = [model["state"].get("value", "") for widgets in state for model in widgets["state"].values()
-             if model["model_name"] == "HTMLModel"]
+    pages = [
+        model["state"].get("value", "")
+        for widgets in state
+        for model in widgets["state"].values()
+        if model["model_name"] == "HTMLModel"
+    ]
     pages = [page for page in pages if "data:image/webp" in page]
     assert len(pages) <= 80 and sum(map(len, pages)) <= 700_000
     assert all(re.search('alt="[^"]+"', page) for page in pages)
@@ -303,11 +389,17 @@ def test_stored_pictures_of_a_notebook_fit_the_budget(path):
 
 # The look
 
+
 def contrast(one, two):
     "WCAG's contrast of two colors."
+
     def luminance(color):
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(color)]
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in matplotlib.colors.to_rgb(color)
+        ]
         return np.dot([0.2126, 0.7152, 0.0722], linear)
+
     high, low = sorted([luminance(one), luminance(two)], reverse=True)
     return (high + 0.05) / (low + 0.05)
 

@@ -1,4 +1,5 @@
 """What the tests of ponderlearn.training run in processes of their own: importable by a fork server."""
+
 import os
 import threading
 import time
@@ -16,7 +17,9 @@ tqdm.set_lock(threading.RLock())  # its own one is a semaphore that a kill would
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.Dropout(0.4), nn.Tanh(), nn.Linear(16, 1))
+    return nn.Sequential(
+        nn.Linear(3, 16), nn.BatchNorm1d(16), nn.Dropout(0.4), nn.Tanh(), nn.Linear(16, 1)
+    )
 
 
 def pairs(step, generator):
@@ -46,12 +49,29 @@ def train(folder, counter=None, slow_from=STEPS):
 
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    history = fit(model, squared_error, batches, steps=STEPS, optimizer=optimizer, schedule="cosine", clip=1.0, seed=5,
-                  evaluate=lambda m, step: {"noise": torch.rand(()).item()}, eval_every=7,
-                  checkpoint=Path(folder) / "run.pt", checkpoint_every=1, bar=False)
+    history = fit(
+        model,
+        squared_error,
+        batches,
+        steps=STEPS,
+        optimizer=optimizer,
+        schedule="cosine",
+        clip=1.0,
+        seed=5,
+        evaluate=lambda m, step: {"noise": torch.rand(()).item()},
+        eval_every=7,
+        checkpoint=Path(folder) / "run.pt",
+        checkpoint_every=1,
+        bar=False,
+    )
     table = history.table.drop(columns="seconds").fillna(-1.0)
-    save_checkpoint(Path(folder) / "end.pt", model=model.state_dict(), optimizer=optimizer.state_dict(),
-                    table=torch.tensor(table.to_numpy()), names=list(table.columns))
+    save_checkpoint(
+        Path(folder) / "end.pt",
+        model=model.state_dict(),
+        optimizer=optimizer.state_dict(),
+        table=torch.tensor(table.to_numpy()),
+        names=list(table.columns),
+    )
 
 
 def slow_sweep(folder, counter=None):
@@ -65,7 +85,15 @@ def slow_sweep(folder, counter=None):
             total += torch.ones(64, 64).mm(torch.ones(64, 64)).mean().item()
         return {"product": x * seed}
 
-    sweep(run, 40, {"x": [2, 3]}, folder=folder, n_jobs=1, bar=False, version="the same for both callers")
+    sweep(
+        run,
+        40,
+        {"x": [2, 3]},
+        folder=folder,
+        n_jobs=1,
+        bar=False,
+        version="the same for both callers",
+    )
 
 
 class Masked(nn.Module):
@@ -83,7 +111,11 @@ class Masked(nn.Module):
 
 def masked_batch(step, generator):
     x = torch.randn(7, 5, 3, generator=generator)
-    return {"x": x, "y": x.sum(2), "mask": torch.arange(5) < torch.randint(1, 6, (7, 1), generator=generator)}
+    return {
+        "x": x,
+        "y": x.sum(2),
+        "mask": torch.arange(5) < torch.randint(1, 6, (7, 1), generator=generator),
+    }
 
 
 def masked_error(model, batch):
@@ -95,22 +127,42 @@ def curves(folder, rank=0, n=1, port=0):
     "Several short runs, in one process or as process `rank` of `n`; the first process writes the tables."
     torch.set_num_threads(1)
     if n > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(n),
+            LOCAL_WORLD_SIZE=str(n),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            ACCELERATE_USE_CPU="true",
+        )
     common = dict(steps=30, lr=0.05, bar=False)
     state = {}
 
     model = Masked()
     if rank:  # other weights and another order of drawing: the first process decides
         nn.init.zeros_(model.used.weight)
-    history = fit(model, masked_error, masked_batch, weight=lambda b: b["mask"].sum(), clip=0.5, schedule="cosine",
-                  evaluate=lambda m, step: {"norm": m.used.weight.norm()}, checkpoint=Path(folder) / f"{n}.pt",
-                  stop=lambda row: row["step"] == 25, **common)
+    history = fit(
+        model,
+        masked_error,
+        masked_batch,
+        weight=lambda b: b["mask"].sum(),
+        clip=0.5,
+        schedule="cosine",
+        evaluate=lambda m, step: {"norm": m.used.weight.norm()},
+        checkpoint=Path(folder) / f"{n}.pt",
+        stop=lambda row: row["step"] == 25,
+        **common,
+    )
     state["masked"], state["unused"] = history.table, model.unused.weight.grad is None
 
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
-    model.load_state_dict({k: torch.full_like(v, 0.1) + torch.arange(v.numel()).view_as(v) / 9
-                           for k, v in model.state_dict().items()})
+    model.load_state_dict(
+        {
+            k: torch.full_like(v, 0.1) + torch.arange(v.numel()).view_as(v) / 9
+            for k, v in model.state_dict().items()
+        }
+    )
     uneven = lambda step, generator: tuple(t[:23] for t in pairs(step, generator))
     state["plain"] = fit(model, squared_error_only, uneven, **common).table
 
@@ -152,4 +204,6 @@ def half_precision(folder):
             fit(nn.Linear(3, 1), loss_fn, pairs, steps=1, accelerator=accelerator, bar=False)
         except ValueError as e:
             texts.append(str(e))
-    torch.save({"dtypes": seen, "loss": history.last["loss"], "texts": texts}, Path(folder) / "half.pt")
+    torch.save(
+        {"dtypes": seen, "loss": history.last["loss"], "texts": texts}, Path(folder) / "half.pt"
+    )

@@ -46,7 +46,11 @@ def exports(path: Path) -> tuple[str | None, str, dict[str, str]]:
                 owner = patched(s)
                 where[f"{owner}.{s.name}" if owner else s.name] = cell["id"]
                 if isinstance(s, ast.ClassDef):
-                    where |= {f"{s.name}.{m.name}": cell["id"] for m in s.body if isinstance(m, ast.FunctionDef)}
+                    where |= {
+                        f"{s.name}.{m.name}": cell["id"]
+                        for m in s.body
+                        if isinstance(m, ast.FunctionDef)
+                    }
             elif isinstance(s, (ast.Assign, ast.AnnAssign)):
                 for t in s.targets if isinstance(s, ast.Assign) else [s.target]:
                     if isinstance(t, ast.Name):
@@ -57,7 +61,9 @@ def exports(path: Path) -> tuple[str | None, str, dict[str, str]]:
 def patched(s) -> str | None:
     "The class that a function marked with fastcore's @patch joins."
     marks = [d.func if isinstance(d, ast.Call) else d for d in s.decorator_list]
-    if isinstance(s, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "patch" for d in marks):
+    if isinstance(s, ast.FunctionDef) and any(
+        isinstance(d, ast.Name) and d.id == "patch" for d in marks
+    ):
         note = s.args.args[0].annotation
         return note.id if isinstance(note, ast.Name) else None
     return None
@@ -151,15 +157,26 @@ def parameters(f) -> list[str]:
     for name, p in notes.items():
         if name in ("self", "return"):
             continue
-        star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(p.kind, "")
+        star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(
+            p.kind, ""
+        )
         kind = f"`{type_name(p.anno)}`" if type_name(p.anno) else ""
         default = "" if star else default_text(p.default)
-        rows.append(f"| `{star}{name}` | {cell_text(kind)} | {cell_text(default)} | {cell_text(p.docment or '')} |")
-    out = ["| parameter | type | default | meaning |", "| --- | --- | --- | --- |", *rows] if rows else []
+        rows.append(
+            f"| `{star}{name}` | {cell_text(kind)} | {cell_text(default)} | {cell_text(p.docment or '')} |"
+        )
+    out = (
+        ["| parameter | type | default | meaning |", "| --- | --- | --- | --- |", *rows]
+        if rows
+        else []
+    )
     back = notes.get("return")
     if back and (type_name(back.anno) or back.docment):
         kind = f"`{type_name(back.anno)}`" if type_name(back.anno) else ""
-        out += ["", f"Returns {kind}{': ' if kind and back.docment else ''}{' '.join((back.docment or '').split())}"]
+        out += [
+            "",
+            f"Returns {kind}{': ' if kind and back.docment else ''}{' '.join((back.docment or '').split())}",
+        ]
     return out
 
 
@@ -189,7 +206,11 @@ def links(module, name: str, where: dict, notebook: str, o) -> str:
     if user:
         try:
             line = inspect.getsourcelines(o)[1]
-            path = Path(inspect.getsourcefile(o)).relative_to(Path(get_config().lib_path).parent).as_posix()
+            path = (
+                Path(inspect.getsourcefile(o))
+                .relative_to(Path(get_config().lib_path).parent)
+                .as_posix()
+            )
         except (TypeError, OSError, ValueError):
             return " · ".join(out)
         place = f"https://github.com/{user}/{get_config().get('repo')}/blob/{get_config().get('branch')}/{path}#L{line}"
@@ -207,7 +228,10 @@ def entry(module, name: str, where: dict, notebook: str) -> tuple[list[Entry], l
         what = f"{type(o).__name__}" + (
             f" with {len(o)} entries" if hasattr(o, "__len__") and not isinstance(o, str) else ""
         )
-        return [Entry(name, "data", what, where.get(name, ""))], ["", *directive("data", name, [what, "", place])]
+        return [Entry(name, "data", what, where.get(name, ""))], [
+            "",
+            *directive("data", name, [what, "", place]),
+        ]
     body = [docstring(o), "", *parameters(o), "", place]
     return (
         [Entry(name, "function", sentence(o), where.get(name, ""))],
@@ -229,7 +253,12 @@ def class_entry(module, name, o, doc, where, notebook):
     for m, kind, f in members(o):
         inner = [docstring(f), "", *(parameters(f) if kind == "method" else [])]
         place = links(module, f"{name}.{m}", where, notebook, f)
-        lines += ["", *directive(kind, signature(m, f) if kind == "method" else m, [*inner, "", place], depth=3)]
+        lines += [
+            "",
+            *directive(
+                kind, signature(m, f) if kind == "method" else m, [*inner, "", place], depth=3
+            ),
+        ]
         entries.append(Entry(f"{name}.{m}", kind, sentence(f), where.get(f"{name}.{m}", "")))
     return entries, ["", *directive("class", signature(name, o), lines, depth=4)]
 
@@ -298,13 +327,17 @@ def all_names(pages: list) -> str:
         "| --- | --- | --- |",
     ]
     for name, title, entries, _ in pages:
-        lines.append(f"| {{py:mod}}`{name}` | {cell_text(title)} | {sum('.' not in e.name for e in entries)} |")
+        lines.append(
+            f"| {{py:mod}}`{name}` | {cell_text(title)} | {sum('.' not in e.name for e in entries)} |"
+        )
     lines += ["", "## From A to Z", "", "| name | module | what it is |", "| --- | --- | --- |"]
     rows = sorted(
-        ((e, name) for name, _, entries, _ in pages for e in entries), key=lambda r: (r[0].name.lower(), r[1])
+        ((e, name) for name, _, entries, _ in pages for e in entries),
+        key=lambda r: (r[0].name.lower(), r[1]),
     )
     lines += [
-        f"| {{py:obj}}`{e.name} <{name}.{e.name}>` | {{py:mod}}`{name}` | {cell_text(e.summary)} |" for e, name in rows
+        f"| {{py:obj}}`{e.name} <{name}.{e.name}>` | {{py:mod}}`{name}` | {cell_text(e.summary)} |"
+        for e, name in rows
     ]
     return "\n".join(lines) + "\n"
 
@@ -322,7 +355,12 @@ def generate(top: Path) -> None:
     "Write docs/api/ unless it is newer than the package, the notebooks and this script."
     target = top / "docs" / "api"
     target.mkdir(parents=True, exist_ok=True)
-    inputs = [*sources(top), *(top / get_config().lib_name).rglob("*.py"), Path(__file__), top / "settings.ini"]
+    inputs = [
+        *sources(top),
+        *(top / get_config().lib_name).rglob("*.py"),
+        Path(__file__),
+        top / "settings.ini",
+    ]
     stamp = target / ".stamp"
     state = "\n".join(f"{p} {p.stat().st_mtime_ns}" for p in sorted(inputs))
     if stamp.exists() and stamp.read_text() == state:

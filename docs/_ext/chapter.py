@@ -43,14 +43,18 @@ def notebook(path: Path) -> dict:
 def first_picture(path: Path) -> tuple[bytes, str] | None:
     "The first figure of a notebook, as image bytes, and its alternative text."
     for cell in notebook(path)["cells"]:
-        if cell["cell_type"] != "code" or re.search(r"^#\|\s*hide\s*$", text_of(cell["source"]), re.M):
+        if cell["cell_type"] != "code" or re.search(
+            r"^#\|\s*hide\s*$", text_of(cell["source"]), re.M
+        ):
             continue
         for out in cell.get("outputs", []):
             png = out.get("data", {}).get("image/png")
             if png:
                 alt = re.search(r"^#\|\s*fig-alt\s*:\s*(.*)$", text_of(cell["source"]), re.M)
                 words = yaml.safe_load(alt[1]) if alt else ""
-                return base64.b64decode(text_of(png)), words[0] if isinstance(words, list) else words or ""
+                return base64.b64decode(text_of(png)), words[0] if isinstance(
+                    words, list
+                ) else words or ""
     return None
 
 
@@ -77,8 +81,15 @@ def site_picture(path: Path, lines: list[str]) -> None:
         color = "#E69F00" if i == 6 else "#fdfcfa"
         draw.rounded_rectangle((90 + 64 * i, 400 - height, 132 + 64 * i, 400), 8, fill=color)
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    draw.text((90, 440), lines[0], fill="#ffffff", font=ImageFont.truetype(fonts / "DejaVuSans-Bold.ttf", 60))
-    draw.text((90, 525), lines[1], fill="#dbe7ee", font=ImageFont.truetype(fonts / "DejaVuSans.ttf", 30))
+    draw.text(
+        (90, 440),
+        lines[0],
+        fill="#ffffff",
+        font=ImageFont.truetype(fonts / "DejaVuSans-Bold.ttf", 60),
+    )
+    draw.text(
+        (90, 525), lines[1], fill="#dbe7ee", font=ImageFont.truetype(fonts / "DejaVuSans.ttf", 30)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, optimize=True)
 
@@ -113,12 +124,16 @@ class Cells(SphinxTransform):
                     refdoc=self.env.docname,
                     refwarn=False,
                 )
-                cell.children[0].insert(0, nodes.paragraph("", "", nodes.Text("in "), ref, classes=["exported-to"]))
+                cell.children[0].insert(
+                    0, nodes.paragraph("", "", nodes.Text("in "), ref, classes=["exported-to"])
+                )
 
 
 def provenance(run: dict, version: str) -> str:
     "One line on where the outputs of a page come from."
-    device = {"cpu": "a CPU", "cuda": "a GPU"}.get(str(run["device"]).split(":")[0], str(run["device"]))
+    device = {"cpu": "a CPU", "cuda": "a GPU"}.get(
+        str(run["device"]).split(":")[0], str(run["device"])
+    )
     took = f", {float(run['seconds']):,.0f} s" if run.get("seconds") else ""
     day = escape(str(run["date"])[:10])
     return (
@@ -149,7 +164,9 @@ class Head(SphinxTransform):
         line = (
             provenance(run, self.config.version)
             if run
-            else ('<p class="provenance draft"><span>A draft: no outputs are stored yet.</span></p>')
+            else (
+                '<p class="provenance draft"><span>A draft: no outputs are stored yet.</span></p>'
+            )
         )
         section.insert(at, nodes.raw("", line, format="html"))
 
@@ -157,7 +174,9 @@ class Head(SphinxTransform):
 def open_fold(self, node):
     "MyST-NB's fold with a summary whose name is its text (MyST-NB gives all the same hidden name)."
     self.body.append(f'<details class="hide {" ".join(node["classes"])}">\n')
-    self.body.append(f'<summary><span class="fold-name">{escape(node["prompt_show"])}</span></summary>\n')
+    self.body.append(
+        f'<summary><span class="fold-name">{escape(node["prompt_show"])}</span></summary>\n'
+    )
 
 
 def close_fold(self, node):
@@ -209,11 +228,18 @@ class GlossaryLinks(SphinxTransform):
         if not self.env.docname.startswith("nbs/"):
             return
         self.env.note_dependency(str(glossary_file(self.env.srcdir)))
-        words = {w.lower(): e["term"] for e in glossary(self.env.srcdir) for w in [e["term"], *e.get("also", [])]}
+        words = {
+            w.lower(): e["term"]
+            for e in glossary(self.env.srcdir)
+            for w in [e["term"], *e.get("also", [])]
+        }
         if not words:
             return
         pattern = re.compile(
-            r"(?<![\w-])(" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + r")(?![\w-])", re.I
+            r"(?<![\w-])("
+            + "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+            + r")(?![\w-])",
+            re.I,
         )
         used: set[str] = set()
         for paragraph in list(self.document.findall(nodes.paragraph)):
@@ -304,7 +330,9 @@ def page_links(app, pagename: str) -> list[dict]:
         )
     if c.site_user:
         title = quote(f"An error in {source}")
-        body = quote(f"Page: {source}, version {c.version}\n\nWhat is wrong:\n\nWhat you expected:\n")
+        body = quote(
+            f"Page: {source}, version {c.version}\n\nWhat is wrong:\n\nWhat you expected:\n"
+        )
         found.append(
             {
                 "label": "Report an error",
@@ -319,7 +347,9 @@ def page_links(app, pagename: str) -> list[dict]:
 def describe(doctree, limit: int = 200) -> str:
     "The first sentences of a page, for a link preview."
     for paragraph in doctree.findall(nodes.paragraph):
-        if paragraph.astext().strip() and not {"exported-to", "cell-caption"} & set(paragraph["classes"]):
+        if paragraph.astext().strip() and not {"exported-to", "cell-caption"} & set(
+            paragraph["classes"]
+        ):
             words = " ".join(paragraph.astext().split())
             return words if len(words) <= limit else words[:limit].rsplit(" ", 1)[0] + " …"
     return ""
@@ -331,10 +361,15 @@ def page_context(app, pagename, templatename, context, doctree):
     meta = app.env.metadata.get(pagename, {})
     picture = picture_file(app, pagename) if pagename.startswith("nbs/") else None
     context["preview"] = {
-        "description": meta.get("claim") or meta.get("description") or (describe(doctree) if doctree else ""),
-        "picture": (app.config.html_baseurl or context["content_root"]) + (picture[0] if picture else SITE_PICTURE),
+        "description": meta.get("claim")
+        or meta.get("description")
+        or (describe(doctree) if doctree else ""),
+        "picture": (app.config.html_baseurl or context["content_root"])
+        + (picture[0] if picture else SITE_PICTURE),
         "alt": picture[1] if picture else "The ponderlearn mark: bars of a halting distribution",
-        "url": f"{app.config.html_baseurl}{app.builder.get_target_uri(pagename)}" if app.config.html_baseurl else "",
+        "url": f"{app.config.html_baseurl}{app.builder.get_target_uri(pagename)}"
+        if app.config.html_baseurl
+        else "",
         "kind": "article" if pagename.startswith("nbs/") else "website",
     }
     context["base_href"] = app.config.html_baseurl if pagename == "404" else ""
@@ -346,16 +381,23 @@ def finish(app, error):
         return
     out = Path(app.outdir)
     if not (out / SITE_PICTURE).exists():
-        site_picture(out / SITE_PICTURE, [app.config.project, "32 deep-learning papers to read, run and question"])
+        site_picture(
+            out / SITE_PICTURE,
+            [app.config.project, "32 deep-learning papers to read, run and question"],
+        )
     if app.config.html_baseurl:
         pages = sorted(app.builder.get_target_uri(d) for d in app.env.found_docs)
-        urls = "".join(f"<url><loc>{escape(app.config.html_baseurl + p)}</loc></url>\n" for p in pages)
+        urls = "".join(
+            f"<url><loc>{escape(app.config.html_baseurl + p)}</loc></url>\n" for p in pages
+        )
         (out / "sitemap.xml").write_text(
             '<?xml version="1.0" encoding="utf-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
             f"{urls}</urlset>\n",
             encoding="utf-8",
         )
-        (out / "robots.txt").write_text(f"Sitemap: {app.config.html_baseurl}sitemap.xml\n", encoding="utf-8")
+        (out / "robots.txt").write_text(
+            f"Sitemap: {app.config.html_baseurl}sitemap.xml\n", encoding="utf-8"
+        )
     (out / ".nojekyll").touch()
 
 

@@ -25,7 +25,16 @@ from nbdev.process import extract_directives, first_code_ln
 from nbdev.processors import FilterDefaults, add_links, insert_warning, rm_export
 from pages import contents
 
-NBDEV = {"default_exp", "export", "exports", "exporti", "hide", "hide_line", "filter_stream", "exec_doc"}
+NBDEV = {
+    "default_exp",
+    "export",
+    "exports",
+    "exporti",
+    "hide",
+    "hide_line",
+    "filter_stream",
+    "exec_doc",
+}
 QUARTO = {
     "echo",
     "output",
@@ -44,7 +53,10 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 IMAGES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
 _IMG = re.compile(r"<img\b[^>]*>", re.I)
 _ALT = re.compile(r"""\balt\s*=\s*(?:"[^"]*\S[^"]*"|'[^']*\S[^']*'|[^\s"'>]+)""", re.I)
-_path = {"now": "notebook", "top": "."}  # the notebook being read: MyST-NB hands its readers the text alone
+_path = {
+    "now": "notebook",
+    "top": ".",
+}  # the notebook being read: MyST-NB hands its readers the text alone
 
 
 class NotebookError(Exception):
@@ -59,7 +71,12 @@ def draft() -> bool:
 def where(i: int, cell) -> str:
     "How a message names a cell: its number as a reader counts, its id, and its first line."
     line = next(
-        (s.strip() for s in cell["source"].splitlines() if s.strip() and not s.lstrip().startswith("#|")), "empty"
+        (
+            s.strip()
+            for s in cell["source"].splitlines()
+            if s.strip() and not s.lstrip().startswith("#|")
+        ),
+        "empty",
     )
     return f"cell {i + 1} (id {cell.get('id', '?')}, {line[:60]!r})"
 
@@ -127,7 +144,16 @@ def shows_something(source: str) -> bool:
                 and f.value.id == "plt"
             ):
                 return True
-    values = (ast.BinOp, ast.Compare, ast.Subscript, ast.JoinedStr, ast.List, ast.Tuple, ast.Dict, ast.ListComp)
+    values = (
+        ast.BinOp,
+        ast.Compare,
+        ast.Subscript,
+        ast.JoinedStr,
+        ast.List,
+        ast.Tuple,
+        ast.Dict,
+        ast.ListComp,
+    )
     return (
         bool(body)
         and isinstance(body[-1], ast.Expr)
@@ -152,7 +178,13 @@ def named_code(source: str) -> str:
     except SyntaxError:
         return "Code"
     names = [s.name for s in body if isinstance(s, (ast.FunctionDef, ast.ClassDef))]
-    names += [t.id for s in body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)]
+    names += [
+        t.id
+        for s in body
+        if isinstance(s, ast.Assign)
+        for t in s.targets
+        if isinstance(t, ast.Name)
+    ]
     return f"Code: {', '.join(names)}" if 0 < len(names) < 4 else "Code"
 
 
@@ -165,7 +197,11 @@ def _text(x) -> str:
 
 def check_alts(html: str, what: str) -> list[str]:
     "One problem for each <img> in `html` without alternative text."
-    return [f"{what} holds an image without alternative text" for img in _IMG.findall(html) if not _ALT.search(img)]
+    return [
+        f"{what} holds an image without alternative text"
+        for img in _IMG.findall(html)
+        if not _ALT.search(img)
+    ]
 
 
 def check_cell(i: int, cell, widgets: dict, stored: bool) -> list[str]:
@@ -173,17 +209,26 @@ def check_cell(i: int, cell, widgets: dict, stored: bool) -> list[str]:
     directives = extract_directives(AttrDict(cell_type="code", source=cell.source), remove=False)
     names = {k.rstrip(":") for k in directives}
     problems = [f"unknown directive {k!r}" for k in sorted(names - known_directives())]
-    problems += [f"the directive {s!r} stands below the first line of code" for s in stray_directives(cell.source)]
+    problems += [
+        f"the directive {s!r} stands below the first line of code"
+        for s in stray_directives(cell.source)
+    ]
     try:
         option, source = options(cell.source)
     except ValueError as e:
         return [*problems, str(e)]
-    if names & {"hide", "default_exp", "exporti"} or option.get("include") is False or option.get("eval") is False:
+    if (
+        names & {"hide", "default_exp", "exporti"}
+        or option.get("include") is False
+        or option.get("eval") is False
+    ):
         return problems
     images = 0
     for out in cell.outputs:
         if out.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
-            problems.append(f"its stored output is the error {out.get('ename')}: {out.get('evalue')}")
+            problems.append(
+                f"its stored output is the error {out.get('ename')}: {out.get('evalue')}"
+            )
         data = out.get("data", {})
         if WIDGET_VIEW in data:
             if data[WIDGET_VIEW].get("model_id") not in widgets:
@@ -218,7 +263,8 @@ def check(nb) -> None:
         and any(
             c.cell_type == "code" and shows_something(options(c.source)[1])
             for c in nb.cells
-            if "hide" not in extract_directives(AttrDict(cell_type="code", source=c.source), remove=False)
+            if "hide"
+            not in extract_directives(AttrDict(cell_type="code", source=c.source), remove=False)
         )
     ):
         problems.append(
@@ -228,8 +274,12 @@ def check(nb) -> None:
     else:
         for i, cell in enumerate(nb.cells):
             if cell.cell_type == "code":
-                problems += [f"{where(i, cell)}: {p}" for p in check_cell(i, cell, widgets, run is not None)]
-            elif "solution" in cell.metadata.get("tags", []) and re.search(r"^#{1,6} ", cell.source, re.M):
+                problems += [
+                    f"{where(i, cell)}: {p}" for p in check_cell(i, cell, widgets, run is not None)
+                ]
+            elif "solution" in cell.metadata.get("tags", []) and re.search(
+                r"^#{1,6} ", cell.source, re.M
+            ):
                 problems.append(f"{where(i, cell)}: a folded solution cannot hold a heading")
         for key, model in widgets.items():
             html = model.get("state", {}).get("value")
@@ -286,7 +336,12 @@ class SiteFilter(FilterDefaults):
             if cell.directives_ and cell.directives_.keys() & {"exporti", "hide", "default_exp"}:
                 del cell["source"]
 
-        swap = {FrontmatterProc: None, insert_warning: None, add_links: site_links, rm_export: rm_hidden}
+        swap = {
+            FrontmatterProc: None,
+            insert_warning: None,
+            add_links: site_links,
+            rm_export: rm_hidden,
+        }
         return [p for p in (swap.get(p, p) for p in super().base_procs()) if p is not None]
 
 
@@ -351,7 +406,9 @@ def number_equations(cells: list, stem: str) -> list:
     for cell in cells:
         if cell.cell_type == "markdown":
             parts = re.split(r"(^```.*?^```[ \t]*$)", cell.source, flags=re.M | re.S)
-            cell["source"] = "".join(p if p.startswith("```") else _DISPLAY.sub(label, p) for p in parts)
+            cell["source"] = "".join(
+                p if p.startswith("```") else _DISPLAY.sub(label, p) for p in parts
+            )
     return cells
 
 
@@ -361,7 +418,11 @@ def fold_solutions(cells: list) -> list:
     for cell in cells:
         now = "solution" in cell.metadata.get("tags", [])
         if now and not inside:
-            out.append(nbformat.v4.new_markdown_cell('<details class="solution"><summary>Solution</summary><div>'))
+            out.append(
+                nbformat.v4.new_markdown_cell(
+                    '<details class="solution"><summary>Solution</summary><div>'
+                )
+            )
         if inside and not now:
             out.append(nbformat.v4.new_markdown_cell("</div></details>"))
         out.append(cell)
@@ -372,7 +433,9 @@ def fold_solutions(cells: list) -> list:
 def default_exp(nb) -> str | None:
     "The full name of the module that a notebook writes."
     for cell in nb.cells:
-        if cell.cell_type == "code" and (m := re.search(r"^\s*#\s*\|\s*default_exp\s+(\S+)", cell.source, re.M)):
+        if cell.cell_type == "code" and (
+            m := re.search(r"^\s*#\s*\|\s*default_exp\s+(\S+)", cell.source, re.M)
+        ):
             return f"{get_config().lib_name}.{m[1]}"
     return None
 
@@ -382,7 +445,9 @@ def read(text: str):
     try:
         return convert(text)
     except NotebookError as e:
-        sys.exit(f"The site was not built.\n{e}")  # any other exception makes Sphinx print pages about itself
+        sys.exit(
+            f"The site was not built.\n{e}"
+        )  # any other exception makes Sphinx print pages about itself
 
 
 def convert(text: str):
@@ -437,15 +502,24 @@ def repository_file(m) -> str:
 def with_front_page(cells: list, top: Path) -> list:
     "index.ipynb is the README too: on the site docs/front.md stands in for its table of chapters."
     front = (top / "docs" / "front.md").read_text(encoding="utf-8") + "\n\n" + contents(top)
-    rest = [c for c in cells[1:] if c.cell_type == "markdown" and not c.source.startswith("## The course")]
+    rest = [
+        c
+        for c in cells[1:]
+        if c.cell_type == "markdown" and not c.source.startswith("## The course")
+    ]
     for c in rest:
-        c["source"] = _FILE.sub(repository_file, c.source.replace("](results)", "](docs/results.md)"))
+        c["source"] = _FILE.sub(
+            repository_file, c.source.replace("](results)", "](docs/results.md)")
+        )
     return [cells[0], nbformat.v4.new_markdown_cell(front), *rest]
 
 
 def note_path(app, docname, source) -> None:
     "Remember which notebook is being read."
-    _path["now"], _path["top"] = Path(app.env.doc2path(docname)).relative_to(app.srcdir).as_posix(), str(app.srcdir)
+    _path["now"], _path["top"] = (
+        Path(app.env.doc2path(docname)).relative_to(app.srcdir).as_posix(),
+        str(app.srcdir),
+    )
     if docname == "index":
         app.env.note_dependency(str(Path(app.srcdir) / "docs" / "front.md"))
 

@@ -118,7 +118,9 @@ class Parts(Html):
                     'loading="lazy"></a>'
                 )
         strip = f'<div class="shots">{"".join(shots)}</div>' if shots else ""
-        state = "" if any(doc_of(c) for c in chapters) else ' <span class="soon">in preparation</span>'
+        state = (
+            "" if any(doc_of(c) for c in chapters) else ' <span class="soon">in preparation</span>'
+        )
         return (
             f'<section class="part{" written" if strip else ""}" aria-labelledby="part-{n}">{strip}'
             f'<div class="part-text">'
@@ -140,7 +142,10 @@ class Routes(Html):
         self.depend_on_notebooks()
         chapters, cards = by_name(), []
         for title, long, gain, stops in ROUTES:
-            items = "".join(f"<li>{self.stop(chapters[name])}<span>{escape(what)}</span></li>" for name, what in stops)
+            items = "".join(
+                f"<li>{self.stop(chapters[name])}<span>{escape(what)}</span></li>"
+                for name, what in stops
+            )
             cards.append(
                 f'<section class="route"><h3>{title}</h3><p class="route-time">{long}</p><ol>{items}</ol>'
                 f'<p class="route-gain">{escape(gain)}</p></section>'
@@ -177,7 +182,10 @@ class Graph(Html):
             bands.append((n, top, y))
             y += 14
         arrows = "".join(
-            self.arrow(at[p], at[c.name]) for c in CATALOGUE for p in c.prerequisites if p in at and c.name in at
+            self.arrow(at[p], at[c.name])
+            for c in CATALOGUE
+            for p in c.prerequisites
+            if p in at and c.name in at
         )
         boxes = "".join(self.box(chapters[name], *xy) for name, xy in at.items())
         total = self.label + self.left + 2 * self.width + self.gap + 12
@@ -207,7 +215,11 @@ class Graph(Html):
             f'<rect class="box" x="{x}" y="{y}" width="{self.width}" height="{self.row - 8}" rx="5"/>'
             f'<text x="{x + 12}" y="{y + 18}">{escape(name)}</text>'
         )
-        return f'<a class="written" href="{self.link(doc)}">{body}</a>' if doc else f'<g class="unwritten">{body}</g>'
+        return (
+            f'<a class="written" href="{self.link(doc)}">{body}</a>'
+            if doc
+            else f'<g class="unwritten">{body}</g>'
+        )
 
     def arrow(self, a, b) -> str:
         h = (self.row - 8) / 2
@@ -300,7 +312,9 @@ class Results(Html):
                 f'<table class="claims-table"><thead><tr>{head}</tr></thead>'
                 f"<tbody>{body}</tbody></table></div></section>"
             )
-        return f'<ul class="verdicts" aria-label="All claims by verdict">{chips}</ul>{"".join(tables)}'
+        return (
+            f'<ul class="verdicts" aria-label="All claims by verdict">{chips}</ul>{"".join(tables)}'
+        )
 
     def row(self, r: dict, doc: str | None, labels: dict) -> str:
         mark, words, _ = VERDICTS[r["holds"]]
@@ -329,7 +343,10 @@ class Results(Html):
         ]
         return (
             f'<tr><th scope="row" data-label="Claim">{claim}{note}</th>'
-            + "".join(f'<td data-label="{label}"><div class="cell-text">{text}</div></td>' for label, text in cells)
+            + "".join(
+                f'<td data-label="{label}"><div class="cell-text">{text}</div></td>'
+                for label, text in cells
+            )
             + "</tr>"
         )
 
@@ -370,7 +387,9 @@ class Notation(SphinxDirective):
                     for n in s.get("chapters", [])
                 )
                 lines.append(f"| ${s['tex']}$ | {s['meaning']} | {code} | {where} |")
-            out += self.parse_text_to_nodes(f"## {group['title']}\n\n" + "\n".join(lines), allow_section_headings=True)
+            out += self.parse_text_to_nodes(
+                f"## {group['title']}\n\n" + "\n".join(lines), allow_section_headings=True
+            )
         return out
 
 
@@ -384,7 +403,11 @@ class Glossary(SphinxDirective):
         for e in sorted(page.glossary(self.env.srcdir), key=lambda e: e["term"].lower()):
             key = page.term_id(e["term"])
             term = nodes.term(
-                "", "", nodes.inline("", e["term"], classes=["term-en"]), ids=[key], classes=["glossary-head"]
+                "",
+                "",
+                nodes.inline("", e["term"], classes=["term-en"]),
+                ids=[key],
+                classes=["glossary-head"],
             )
             term += nodes.raw(
                 "",

@@ -21,9 +21,11 @@ from .._check import check, check_choice, check_int, check_number, check_tensor
 # %% ../../nbs/01_adaptive/01_act.ipynb #cedb996c
 class ACTWeights(NamedTuple):
     "Weights of the ponder steps, the number of steps used, and the remainder."
+
     weights: Tensor  # (N, ...): non-negative, sums to 1 over the step axis
     steps: Tensor  # (...), int64: steps used, 1-based
     remainder: Tensor  # (...): weight of the last used step, differentiable
+
 
 def act_weights(
     halting: Tensor,  # (N, ...): halting activations in [0, 1], ponder steps along `dim`
@@ -50,7 +52,12 @@ def act_weights(
 def _halting_values(halting, dim, max_steps) -> Tensor:
     "`halting` checked, in at least float32, its step axis first and cut to `max_steps`."
     check_tensor(halting, "halting", kind="float")
-    check(halting.ndim > 0 and -halting.ndim <= dim < halting.ndim, "halting", f"have a step axis {dim}", halting)
+    check(
+        halting.ndim > 0 and -halting.ndim <= dim < halting.ndim,
+        "halting",
+        f"have a step axis {dim}",
+        halting,
+    )
     h = halting.movedim(dim, 0)
     check(len(h) > 0, "halting", "have at least 1 ponder step", halting)
     if max_steps is not None:
@@ -82,10 +89,15 @@ def ponder_cost(
         return cost
     if reduction == "mean" and mask is not None:
         return cost.sum() / mask.sum()
-    return cost.mean() if reduction == "mean" else cost.sum() / (len(cost) if reduction == "batchmean" else 1)
+    return (
+        cost.mean()
+        if reduction == "mean"
+        else cost.sum() / (len(cost) if reduction == "batchmean" else 1)
+    )
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #af30cbcc
 _NESTED = "be a tensor or a tuple, list or dict of them"
+
 
 def _map(f: Callable, tree, *others):
     "Apply `f` to each tensor of a nested state (and to its counterparts in `others`)."
@@ -96,6 +108,7 @@ def _map(f: Callable, tree, *others):
     check(isinstance(tree, (tuple, list)), "state", _NESTED, tree, TypeError)
     parts = [_map(f, *p) for p in zip(tree, *others, strict=True)]
     return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
 
 def _first(tree) -> Tensor:
     "The first tensor of a nested state: what a linear halting unit reads and what a sequence layer returns."
@@ -122,7 +135,9 @@ class _Repeated(nn.Module):
 
     def _is_torch_cell(self) -> bool:
         "Whether the cell is one of torch's own, unchanged: then the input half of its gates can be computed once."
-        hooks = getattr(self.cell, "_forward_hooks", None) or getattr(self.cell, "_forward_pre_hooks", None)
+        hooks = getattr(self.cell, "_forward_hooks", None) or getattr(
+            self.cell, "_forward_pre_hooks", None
+        )
         return type(self.cell) in (nn.RNNCell, nn.GRUCell, nn.LSTMCell) and not hooks
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #51ae4105
@@ -130,7 +145,12 @@ class _Repeated(nn.Module):
 def _start(self: _Repeated, x: Tensor, state, hidden_size: int | None):
     "`state`, or the start for the inputs `x` (B, ...): zeros where the shape is known, else None."
     if state is not None:
-        _map(lambda s: check(s.ndim > 0 and len(s) == len(x), "state", f"have {len(x)} rows like input", s), state)
+        _map(
+            lambda s: check(
+                s.ndim > 0 and len(s) == len(x), "state", f"have {len(x)} rows like input", s
+            ),
+            state,
+        )
         return state
     size = getattr(self.cell, "hidden_size", hidden_size)
     if size is None:
@@ -145,16 +165,24 @@ def _prepare(self: _Repeated, x: Tensor) -> tuple[tuple, tuple, Callable]:
     if not self._is_torch_cell():
         if not self.flag:
             return (x,), (x,), lambda inputs, state: self.cell(inputs[0], state)
-        first, later = (torch.cat([x, x.new_full((*x.shape[:-1], 1), value)], -1) for value in (1, 0))
+        first, later = (
+            torch.cat([x, x.new_full((*x.shape[:-1], 1), value)], -1) for value in (1, 0)
+        )
         return (first,), (later,), lambda inputs, state: self.cell(inputs[0], state)
     cell, size = self.cell, self.cell.hidden_size
     bias = cell.bias_ih
-    if bias is not None:  # the recurrent bias joins in, but for the GRU's third part, which sits behind the reset gate
+    if (
+        bias is not None
+    ):  # the recurrent bias joins in, but for the GRU's third part, which sits behind the reset gate
         gru = isinstance(cell, nn.GRUCell)
         bias = bias + (F.pad(cell.bias_hh[: 2 * size], (0, size)) if gru else cell.bias_hh)
-    first = F.linear(torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.flag else x, cell.weight_ih, bias)
+    first = F.linear(
+        torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.flag else x, cell.weight_ih, bias
+    )
     later = first + cell.weight_ih[:, -1].neg() if self.flag else first
-    update = {nn.RNNCell: _rnn_update, nn.GRUCell: _gru_update, nn.LSTMCell: _lstm_update}[type(cell)](cell)
+    update = {nn.RNNCell: _rnn_update, nn.GRUCell: _gru_update, nn.LSTMCell: _lstm_update}[
+        type(cell)
+    ](cell)
     parts = (2 * size, size) if isinstance(cell, nn.GRUCell) else (first.shape[-1],)
     return first.split(parts, -1), later.split(parts, -1), update
 
@@ -162,6 +190,7 @@ def _prepare(self: _Repeated, x: Tensor) -> tuple[tuple, tuple, Callable]:
 def _rnn_update(cell):
     weight, act = cell.weight_hh.t(), torch.tanh if cell.nonlinearity == "tanh" else torch.relu
     return lambda inputs, state: act(torch.addmm(inputs[0], state, weight))
+
 
 def _gru_update(cell):
     size = cell.hidden_size
@@ -174,6 +203,7 @@ def _gru_update(cell):
         return torch.lerp(candidate, state, keep)
 
     return update
+
 
 def _lstm_update(cell):
     weight = cell.weight_hh.t()
@@ -188,10 +218,12 @@ def _lstm_update(cell):
 # %% ../../nbs/01_adaptive/01_act.ipynb #630ace4d
 class ACTState(NamedTuple):
     "What a layer returns for one input (or, from a sequence, its last state with the steps of all inputs)."
+
     state: Tensor  # the mean state, nested like the cell's
     steps: Tensor  # (B,), int64: ponder steps N
     remainder: Tensor  # (B,): R, float32 or float64
     weights: Tensor | None = None  # (N_max, B): weights of the steps, if asked for
+
 
 class ACTCell(_Repeated):
     "Adaptive Computation Time around any recurrent cell: as many updates per input as the halting unit asks for."
@@ -200,12 +232,14 @@ class ACTCell(_Repeated):
         self,
         cell: Callable,  # cell(input, state) -> state; a torch cell needs input_size = features + 1 (the flag)
         *,
-        hidden_size: int | None = None,  # numbers that the halting unit reads; None: cell.hidden_size
+        hidden_size: int
+        | None = None,  # numbers that the halting unit reads; None: cell.hidden_size
         epsilon: float = 0.01,  # a row stops when its halting values reach 1 - epsilon
         max_steps: int = 100,  # the limit M
         halting_bias: float = 1.0,  # start value of the halting unit's bias
         flag: bool = True,  # append the first-step flag to the input
-        halting_input: Callable | None = None,  # state -> (B, hidden_size); None: the state's first tensor
+        halting_input: Callable
+        | None = None,  # state -> (B, hidden_size); None: the state's first tensor
         compact: bool = True,  # let halted rows leave the batch
         return_weights: bool = False,  # return the weights too
     ):
@@ -217,7 +251,11 @@ class ACTCell(_Repeated):
         nn.init.constant_(self.halting.bias, check_number(halting_bias, "halting_bias"))
         self.epsilon = check_number(epsilon, "epsilon", low=0, high=1, open_high=True)
         self.max_steps = check_int(max_steps, "max_steps", low=1)
-        self.halting_input, self.compact, self.return_weights = halting_input, compact, return_weights
+        self.halting_input, self.compact, self.return_weights = (
+            halting_input,
+            compact,
+            return_weights,
+        )
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #ce2f0125
 @patch(cls_method=True)
@@ -230,6 +268,7 @@ def make(
 ) -> ACTCell:
     "An ACTCell around a new cell that has room for the flag."
     return cls(cell_type(input_size + kwargs.get("flag", True), hidden_size), **kwargs)
+
 
 @patch
 def _activation(self: ACTCell, state) -> Tensor:
@@ -263,7 +302,9 @@ def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> 
         if n_stop:
             live = count == 0
             if self.compact and 4 * n_stop >= len(rows):
-                rows, count, total, left, state, mean, later = _drop(done, live, rows, count, total, left, state, mean, later)
+                rows, count, total, left, state, mean, later = _drop(
+                    done, live, rows, count, total, left, state, mean, later
+                )
                 inputs, live = later, None
     done.append((rows, count, left, mean))
     return self._collect(done, log, state)
@@ -273,11 +314,14 @@ def _like(w: Tensor, s: Tensor) -> Tensor:
     "`w` (b,) with trailing axes of size 1, to go with `s` (b, ...)."
     return w.view(-1, *[1] * (s.ndim - 1))
 
+
 def _choose(live: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(_like(live, new), new, old)
 
+
 def _add(w: Tensor, s: Tensor, mean: Tensor | None = None) -> Tensor:
     return _like(w, s) * s if mean is None else torch.addcmul(mean, _like(w, s), s.to(mean.dtype))
+
 
 @patch
 @torch.no_grad()
@@ -289,6 +333,7 @@ def _stops(self: ACTCell, n: int, total: Tensor, h: Tensor, live) -> tuple[Tenso
     stop = total >= 1 - self.epsilon
     stop = stop if live is None else stop | ~live
     return stop, int(stop.sum())
+
 
 def _shares(h, left, stop, n_stop, live):
     "Weights of this step, and what is left of each row's budget after it, the remainder once it has stopped (act-weights)."
@@ -307,7 +352,16 @@ def _drop(done, live, rows, count, total, left, state, mean, inputs):
     take = lambda index: lambda s: s.index_select(0, index)
     done.append((rows[out], count[out], take(out)(left), _map(take(out), mean)))
     cut = take(keep)
-    return (rows[keep], count[keep], total[keep], cut(left), _map(cut, state), _map(cut, mean), tuple(map(cut, inputs)))
+    return (
+        rows[keep],
+        count[keep],
+        total[keep],
+        cut(left),
+        _map(cut, state),
+        _map(cut, mean),
+        tuple(map(cut, inputs)),
+    )
+
 
 @patch
 def _collect(self: ACTCell, done: list, log: list, state) -> ACTState:
@@ -316,11 +370,16 @@ def _collect(self: ACTCell, done: list, log: list, state) -> ACTState:
     if len(done) > 1:
         order = torch.cat([piece[0] for piece in done]).argsort()
         join = lambda *parts: torch.cat(parts).index_select(0, order)
-        count, left, mean = join(*[p[1] for p in done]), join(*[p[2] for p in done]), _map(join, *[p[3] for p in done])
+        count, left, mean = (
+            join(*[p[1] for p in done]),
+            join(*[p[2] for p in done]),
+            _map(join, *[p[3] for p in done]),
+        )
     weights = None
     if self.return_weights:
         weights = torch.stack([w.new_zeros(len(count)).index_copy(0, rows, w) for rows, w in log])
     return ACTState(_map(lambda m, s: m.to(s.dtype), mean, state), count, left, weights)
+
 
 @patch
 def forward(
@@ -365,7 +424,10 @@ class RepeatCell(_Repeated):
     ):
         "All intermediate states, nested like the cell's state, each (n_steps, B, ...)."
         self._check_input(input, ("B", "D"))
-        return _map(lambda *s: torch.stack(s), *self._states(*self._prepare(input), self._start(input, state, None)))
+        return _map(
+            lambda *s: torch.stack(s),
+            *self._states(*self._prepare(input), self._start(input, state, None)),
+        )
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #35d0913c
 @patch
@@ -374,6 +436,7 @@ def _states(self: RepeatCell, first: tuple, later: tuple, update: Callable, stat
     for n in range(self.n_steps):
         state = update(later if n else first, state)
         yield state
+
 
 @patch
 def _run(self: RepeatCell, first: tuple, later: tuple, update: Callable, state) -> ACTState:
@@ -387,8 +450,10 @@ def _run(self: RepeatCell, first: tuple, later: tuple, update: Callable, state) 
 # %% ../../nbs/01_adaptive/01_act.ipynb #70bd31ef
 class ACTSequence(NamedTuple):
     "What ACTRNN returns."
+
     output: Tensor  # (B, T, H): the mean state of each input (its first tensor, e.g. h of an LSTM)
     final: ACTState  # the last state; steps (B, T) and remainder (B, T) of all inputs
+
 
 class ACTRNN(nn.Module):
     "An ACTCell or RepeatCell run over sequences."
@@ -422,7 +487,10 @@ class ACTRNN(nn.Module):
 def _hidden(self: ACTRNN) -> int | None:
     "Size of the zero start state for a cell that has no `hidden_size`."
     cell = self.cell
-    return cell.halting.in_features if isinstance(cell, ACTCell) and not cell.halting_input else None
+    return (
+        cell.halting.in_features if isinstance(cell, ACTCell) and not cell.halting_input else None
+    )
+
 
 @patch
 def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
@@ -431,7 +499,9 @@ def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
         first, later = [first], [later]
     else:  # not x[:, t]: its backward fills a whole tensor of zeros for every t
         first, later, update = self.cell._prepare(x)
-        first, later = (zip(*(part.unbind(1) for part in inputs), strict=True) for inputs in (first, later))
+        first, later = (
+            zip(*(part.unbind(1) for part in inputs), strict=True) for inputs in (first, later)
+        )
     n_real = [len(x)] * x.shape[1] if mask is None else mask.sum(0).tolist()
     outputs, counts, remainders = [], [], []
     for t, (a, b) in enumerate(zip(first, later, strict=True)):
@@ -442,7 +512,10 @@ def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
         outputs.append(_first(state))
         counts.append(count)
         remainders.append(remainder)
-    outputs, counts, remainders = (v[0].unsqueeze(1) if len(v) == 1 else torch.stack(v, 1) for v in (outputs, counts, remainders))
+    outputs, counts, remainders = (
+        v[0].unsqueeze(1) if len(v) == 1 else torch.stack(v, 1)
+        for v in (outputs, counts, remainders)
+    )
     return ACTSequence(outputs, ACTState(state, counts, remainders))
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #7513dcc0
@@ -454,22 +527,29 @@ def _masked(self: ACTRNN, first, later, update, state, real):
     out = self.cell._run(tuple(map(cut, first)), tuple(map(cut, later)), update, _map(cut, state))
     back = lambda old, new: old.index_copy(0, rows, new)
     zeros = out.remainder.new_zeros(len(real))
-    return (_map(back, state, out.state), back(torch.zeros_like(real, dtype=torch.int64), out.steps),
-            back(zeros, out.remainder))
+    return (
+        _map(back, state, out.state),
+        back(torch.zeros_like(real, dtype=torch.int64), out.steps),
+        back(zeros, out.remainder),
+    )
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #0e6c4117
 class SequenceBatch(NamedTuple):
     "A batch of sequences."
+
     x: Tensor  # (B, T, D), float32: inputs
     y: Tensor  # (B, T) or (B, T, K), int64: targets
     mask: Tensor  # shape of y, bool: True where an entry is scored
+
 
 def _integers(low: int, high: int, shape: tuple, generator) -> Tensor:
     "Uniform integers low..high, both included, drawn on the generator's device."
     return torch.randint(low, high + 1, shape, generator=generator, device=_place(generator))
 
+
 def _place(generator):
     return "cpu" if generator is None else generator.device
+
 
 def _sizes(batch_size: int, **ranges) -> None:
     "Check a batch size and pairs of bounds `name=(low, high)`: 1 <= min_name <= max_name."
@@ -498,13 +578,26 @@ def parity(
     sign = 2 * _integers(0, 1, (batch_size, n_bits), generator) - 1
     x = torch.where(rank < k, sign, 0).float()
     y = (x == 1).sum(1, keepdim=True) % 2
-    return SequenceBatch(x[:, None].to(device), y.to(device), torch.ones_like(y, dtype=torch.bool).to(device))
+    return SequenceBatch(
+        x[:, None].to(device), y.to(device), torch.ones_like(y, dtype=torch.bool).to(device)
+    )
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #9dc756d3
-_GATES = torch.tensor([  # value at (newer, older) = (1, 1), (1, 0), (0, 1), (0, 0)
-    [0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1],  # NOR, Xq, ABJ, XOR, NAND
-    [1, 0, 0, 0], [1, 0, 0, 1], [1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0],  # AND, XNOR, if/then, then/if, OR
-])
+_GATES = torch.tensor(
+    [  # value at (newer, older) = (1, 1), (1, 0), (0, 1), (0, 0)
+        [0, 0, 0, 1],
+        [0, 0, 1, 0],
+        [0, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 1, 1, 1],  # NOR, Xq, ABJ, XOR, NAND
+        [1, 0, 0, 0],
+        [1, 0, 0, 1],
+        [1, 0, 1, 1],
+        [1, 1, 0, 1],
+        [1, 1, 1, 0],  # AND, XNOR, if/then, then/if, OR
+    ]
+)
+
 
 def logic(
     batch_size: int,  # B
@@ -520,19 +613,30 @@ def logic(
     Columns 0 and 1 are the older bit (given in the first vector alone) and the newer one, then the one-hot gates."""
     _sizes(batch_size, length=(min_length, max_length), gates=(1, max_gates))
     B, T = batch_size, max_length
-    gates, bits = _integers(0, 9, (B, T, max_gates), generator), _integers(0, 1, (B, T, 2), generator)
-    used = torch.arange(max_gates, device=gates.device) < _integers(1, max_gates, (B, T, 1), generator)
-    mask = torch.arange(T, device=gates.device) < _integers(min_length, max_length, (B, 1), generator)
+    gates, bits = (
+        _integers(0, 9, (B, T, max_gates), generator),
+        _integers(0, 1, (B, T, 2), generator),
+    )
+    used = torch.arange(max_gates, device=gates.device) < _integers(
+        1, max_gates, (B, T, 1), generator
+    )
+    mask = torch.arange(T, device=gates.device) < _integers(
+        min_length, max_length, (B, 1), generator
+    )
     table, y = _GATES.to(gates.device), []
     for t in range(T):
         older, newer = (bits[:, t, 0] if t == 0 else y[-1]), bits[:, t, 1]
         for i in range(max_gates):
             value = table[gates[:, t, i], 3 - 2 * newer - older]
-            older, newer = (torch.where(used[:, t, i], b, a) for a, b in ((older, newer), (newer, value)))
+            older, newer = (
+                torch.where(used[:, t, i], b, a) for a, b in ((older, newer), (newer, value))
+            )
         y.append(newer)
     bits[:, 1:, 0] = 0
     x = torch.cat([bits, (F.one_hot(gates, 10) * used[..., None]).flatten(2)], 2) * mask[..., None]
-    return SequenceBatch(x.float().to(device), (torch.stack(y, 1) * mask).to(device), mask.to(device))
+    return SequenceBatch(
+        x.float().to(device), (torch.stack(y, 1) * mask).to(device), mask.to(device)
+    )
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #93778f00
 def addition(
@@ -551,14 +655,18 @@ def addition(
     _sizes(batch_size, length=(min_length, max_length), digits=(1, max_digits))
     B, T, D = batch_size, max_length, max_digits
     digits, size = _integers(0, 9, (B, T, D), generator), _integers(1, D, (B, T, 1), generator)
-    real = torch.arange(T, device=size.device) < _integers(min_length, max_length, (B, 1), generator)
+    real = torch.arange(T, device=size.device) < _integers(
+        min_length, max_length, (B, 1), generator
+    )
     place = torch.arange(D, device=size.device)
     power = size - 1 - place if msd_first else place
     used = (place < size) & real[..., None]
     total = (digits * 10 ** power.clamp(min=0) * used).sum(2).cumsum(1)
     n_out = len(str(T * (10**D - 1)))
     place = torch.arange(n_out, device=size.device)
-    length = (total[..., None] >= 10 ** torch.arange(1, n_out, device=size.device)).sum(2, keepdim=True) + 1
+    length = (total[..., None] >= 10 ** torch.arange(1, n_out, device=size.device)).sum(
+        2, keepdim=True
+    ) + 1
     power = length - 1 - place if msd_first else place
     y = torch.where(place < length, total[..., None] // 10 ** power.clamp(min=0) % 10, 10)
     mask = (real & (torch.arange(T, device=size.device) > 0))[..., None].expand_as(y).clone()

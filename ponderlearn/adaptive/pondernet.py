@@ -40,7 +40,9 @@ def halting_log_probs(
     check_choice(truncation, "truncation", TRUNCATIONS)
     a = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     log_go = F.logsigmoid(-a)
-    log_survival = torch.cat([torch.zeros_like(a[:1]), log_go[:-1].cumsum(0)])  # exclusive: S_0 .. S_(N-1)
+    log_survival = torch.cat(
+        [torch.zeros_like(a[:1]), log_go[:-1].cumsum(0)]
+    )  # exclusive: S_0 .. S_(N-1)
     log_halt = F.logsigmoid(a)
     if truncation == "remainder":
         last = torch.arange(len(a), device=a.device).eq(len(a) - 1).view(-1, *[1] * (a.ndim - 1))
@@ -145,20 +147,37 @@ def ponder_loss(
     truncation: str = "remainder",  # "remainder" or "renormalize", for p and for the prior
     reduction: str = "mean",  # over the inputs: "mean", "none" or "sum"
     reverse: bool = False,  # KL(prior || p) instead, for the ablation
-    log_p: Tensor | None = None,  # `halting_log_probs` of the logits where they are at hand, as in `Pondered`
+    log_p: Tensor
+    | None = None,  # `halting_log_probs` of the logits where they are at hand, as in `Pondered`
 ) -> PonderLoss:
     "PonderNet's loss: the expected loss plus beta KL(p || geometric prior)."
     beta = check_number(beta, "beta", low=0)
     check_tensor(logits, "logits", kind="float")
     check_tensor(step_losses, "step_losses", kind="float")
     unreduced = step_losses.shape == logits.shape and step_losses.ndim > 0
-    check(unreduced, "step_losses", f"be unreduced, shape (N, B) like logits {tuple(logits.shape)}", step_losses)
+    check(
+        unreduced,
+        "step_losses",
+        f"be unreduced, shape (N, B) like logits {tuple(logits.shape)}",
+        step_losses,
+    )
     check_choice(truncation, "truncation", ("remainder", "renormalize"))
     if log_p is None:
         log_p = halting_log_probs(logits, truncation=truncation)
-    check(log_p.shape == logits.shape, "log_p", f"have the shape of logits {tuple(logits.shape)}", log_p)
-    log_prior = geometric_prior(lambda_p, len(logits), truncation=truncation, log=True,
-                                dtype=log_p.dtype, device=log_p.device)
+    check(
+        log_p.shape == logits.shape,
+        "log_p",
+        f"have the shape of logits {tuple(logits.shape)}",
+        log_p,
+    )
+    log_prior = geometric_prior(
+        lambda_p,
+        len(logits),
+        truncation=truncation,
+        log=True,
+        dtype=log_p.dtype,
+        device=log_p.device,
+    )
     p = log_p.exp()
     reconstruction = (p * step_losses.to(log_p.dtype)).sum(0)
     if reverse:
@@ -179,11 +198,22 @@ def optimal_halting(
 ) -> Tensor:
     "Log-probabilities (N, ...) that minimize the expected loss + beta KL(p || prior) for fixed losses."
     check_tensor(step_losses, "step_losses", kind="float")
-    check(step_losses.ndim > 0 and len(step_losses) > 0, "step_losses", "have shape (N, ...) with N >= 1", step_losses)
+    check(
+        step_losses.ndim > 0 and len(step_losses) > 0,
+        "step_losses",
+        "have shape (N, ...) with N >= 1",
+        step_losses,
+    )
     beta = check_number(beta, "beta", low=0, open_low=True)
     check_choice(truncation, "truncation", ("remainder", "renormalize"))
-    log_prior = geometric_prior(lambda_p, len(step_losses), truncation=truncation, log=True,
-                                dtype=step_losses.dtype, device=step_losses.device)
+    log_prior = geometric_prior(
+        lambda_p,
+        len(step_losses),
+        truncation=truncation,
+        log=True,
+        dtype=step_losses.dtype,
+        device=step_losses.device,
+    )
     return (log_prior.view(-1, *[1] * (step_losses.ndim - 1)) - step_losses / beta).log_softmax(0)
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #c05d2348
@@ -199,8 +229,12 @@ class PonderHead(nn.Module):
         lambda_init: float = 0.2,  # halting probability at the start, the same for all inputs
     ):
         super().__init__()
-        lambda_init = check_number(lambda_init, "lambda_init", low=0, high=1, open_low=True, open_high=True)
-        self.linear = nn.Linear(hidden_size, output_size + 1)  # the last column is the halting logit
+        lambda_init = check_number(
+            lambda_init, "lambda_init", low=0, high=1, open_low=True, open_high=True
+        )
+        self.linear = nn.Linear(
+            hidden_size, output_size + 1
+        )  # the last column is the halting logit
         self.certainty = nn.Parameter(torch.zeros(())) if confidence else None
         with torch.no_grad():
             self.linear.weight[-1] = 0.0
@@ -324,12 +358,25 @@ def _n_rows(x) -> int:
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #0a955684
 def _checked(output, logit, n_rows: int) -> tuple[Tensor, Tensor]:
     "A step's output and halting logit of shape (B,), or an error that says what was wanted."
-    check(isinstance(output, Tensor) and output.ndim > 0 and len(output) == n_rows, "the step's output",
-          f"be a tensor (B, ...) with B = {n_rows}", output)
-    check(isinstance(logit, Tensor) and logit.is_floating_point(), "the step's halt_logit",
-          "be a float tensor of shape (B,)", logit, TypeError)
-    check(logit.shape in ((n_rows,), (n_rows, 1)), "the step's halt_logit",
-          f"have shape (B,) or (B, 1) with B = {n_rows}", logit)
+    check(
+        isinstance(output, Tensor) and output.ndim > 0 and len(output) == n_rows,
+        "the step's output",
+        f"be a tensor (B, ...) with B = {n_rows}",
+        output,
+    )
+    check(
+        isinstance(logit, Tensor) and logit.is_floating_point(),
+        "the step's halt_logit",
+        "be a float tensor of shape (B,)",
+        logit,
+        TypeError,
+    )
+    check(
+        logit.shape in ((n_rows,), (n_rows, 1)),
+        "the step's halt_logit",
+        f"have shape (B,) or (B, 1) with B = {n_rows}",
+        logit,
+    )
     return output, logit.view(n_rows)
 
 
@@ -362,7 +409,11 @@ def _steps(self: PonderNet, x, state, n_steps: int, n_rows: int) -> tuple:
         states = _zip(torch.stack, steps) if n_steps > 1 else _map(lambda t: t[None], state)
     output, logit = self.step.head(_map(lambda t: t.flatten(0, 1), states))
     output, logit = _checked(output, logit, n_steps * n_rows)
-    return output.unflatten(0, (n_steps, n_rows)), logit.view(n_steps, n_rows), _map(lambda t: t[-1], states)
+    return (
+        output.unflatten(0, (n_steps, n_rows)),
+        logit.view(n_steps, n_rows),
+        _map(lambda t: t[-1], states),
+    )
 
 
 @patch
@@ -393,8 +444,12 @@ class GRUStep(nn.Module):
         super().__init__()
         check_choice(cell, "cell", ("gru", "lstm", "rnn"))
         self.kind = cell
-        self.cell = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "rnn": nn.RNNCell}[cell](input_size, hidden_size)
-        self.heads = PonderHead(hidden_size, output_size, confidence=confidence, lambda_init=lambda_init)
+        self.cell = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "rnn": nn.RNNCell}[cell](
+            input_size, hidden_size
+        )
+        self.heads = PonderHead(
+            hidden_size, output_size, confidence=confidence, lambda_init=lambda_init
+        )
 
     def forward(
         self,
@@ -451,7 +506,9 @@ def _tanh_(twice: Tensor) -> Tensor:
     return twice.sigmoid_().mul_(2).sub_(1)
 
 
-def _gru_forward(gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor, n_steps: int) -> tuple:
+def _gru_forward(
+    gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor, n_steps: int
+) -> tuple:
     "States 0..N, both gates, candidates and the state's part of them, of N updates with a constant input."
     size = h.shape[1]
     states, opens = h.new_empty(n_steps + 1, *h.shape), h.new_empty(n_steps, len(h), 2 * size)
@@ -467,11 +524,22 @@ def _gru_forward(gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Te
     return states, opens, fresh, own_new
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #ea4a66f4
-def _gru_backward(grad: Tensor, states: Tensor, opens: Tensor, fresh: Tensor, own_new: Tensor, weight: Tensor) -> tuple:
+def _gru_backward(
+    grad: Tensor, states: Tensor, opens: Tensor, fresh: Tensor, own_new: Tensor, weight: Tensor
+) -> tuple:
     "Gradients at gates, new, h, weight and bias of `_gru_forward` from those at the states 1..N."
-    size, flow = fresh.shape[-1], grad.new_empty(grad.shape[1], len(weight))  # flow: gradient at W_hh h + b
-    g, grad_new, grad_flow, grad_weight = (torch.zeros_like(t) for t in (fresh[0], fresh[0], flow, weight))
-    to_gates, (to_reset, to_keep, to_own), back = flow[:, : 2 * size], flow.split(size, -1), flow.t()
+    size, flow = (
+        fresh.shape[-1],
+        grad.new_empty(grad.shape[1], len(weight)),
+    )  # flow: gradient at W_hh h + b
+    g, grad_new, grad_flow, grad_weight = (
+        torch.zeros_like(t) for t in (fresh[0], fresh[0], flow, weight)
+    )
+    to_gates, (to_reset, to_keep, to_own), back = (
+        flow[:, : 2 * size],
+        flow.split(size, -1),
+        flow.t(),
+    )
     parts = _each(grad, states[:-1], opens, *opens.split(size, -1), fresh, own_new)
     for direct, before, opened, reset, keep, f, own in reversed(list(parts)):
         g = g.add_(direct)
@@ -493,7 +561,9 @@ class _GRUUnroll(torch.autograd.Function):
     "All states (N, B, H) of a GRU cell with a constant input, with the gradient of the whole loop written out."
 
     @staticmethod
-    def forward(ctx, gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor, n_steps: int) -> Tensor:
+    def forward(
+        ctx, gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor, n_steps: int
+    ) -> Tensor:
         kept = _gru_forward(gates, new, h, weight, bias, n_steps)
         ctx.save_for_backward(*kept, weight)
         return kept[0][1:]
@@ -569,17 +639,26 @@ class TransformerStep(nn.Module):
         **head,  # `confidence`, `lambda_init` of `PonderHead`
     ):
         super().__init__()
-        check(embed_dim % num_heads == 0, "embed_dim", f"be a multiple of num_heads = {num_heads}", embed_dim)
+        check(
+            embed_dim % num_heads == 0,
+            "embed_dim",
+            f"be a multiple of num_heads = {num_heads}",
+            embed_dim,
+        )
         self.num_heads = num_heads
         self.norms = nn.ModuleList(nn.LayerNorm(embed_dim) for _ in range(3))
         self.qkv, self.mix = nn.Linear(embed_dim, 3 * embed_dim), nn.Linear(embed_dim, embed_dim)
-        self.feed = nn.Sequential(nn.Linear(embed_dim, 2 * embed_dim), nn.ReLU(), nn.Linear(2 * embed_dim, embed_dim))
+        self.feed = nn.Sequential(
+            nn.Linear(embed_dim, 2 * embed_dim), nn.ReLU(), nn.Linear(2 * embed_dim, embed_dim)
+        )
         self.heads = PonderHead(embed_dim, output_size, **head)
 
     def advance(self, x: Tensor, state: Tensor | None = None) -> Tensor:
         "One application of the layer: the next tokens (B, T, embed_dim)."
         h = x if state is None else state
-        q, k, v = self.qkv(self.norms[0](h)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norms[0](h)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         h = h + self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return h + self.feed(self.norms[1](h))
 
@@ -698,7 +777,9 @@ def _predict(self: PonderNet, x, state, rule, threshold, max_steps, generator) -
             return Prediction(result, steps)
         keep = (~halted).nonzero().squeeze(1)
         rows = keep if rows is None else rows[keep]
-        x, state = (_map(partial(torch.index_select, dim=0, index=keep), tree) for tree in (x, state))
+        x, state = (
+            _map(partial(torch.index_select, dim=0, index=keep), tree) for tree in (x, state)
+        )
         spent = spent[:, keep]
         live, first, halted, outputs, halts = len(rows), n + 1, None, [], []
 
@@ -706,18 +787,28 @@ def _predict(self: PonderNet, x, state, rule, threshold, max_steps, generator) -
 class Stories(NamedTuple):
     "A batch of stories, each with one question, as small integers."
 
-    tokens: Tensor  # (B, T + 1, 4) int64: kind, person, argument, time; T facts and then the question
+    tokens: (
+        Tensor  # (B, T + 1, 4) int64: kind, person, argument, time; T facts and then the question
+    )
     y: Tensor  # (B,) int64: the room asked for
     hops: Tensor  # (B,) int64: facts that have to be chained for the answer, 1 or 2
 
 
-_PERSONS, _ROOMS, _OBJECTS = ("Ann", "Bob", "Eve"), ("hall", "kitchen", "garden", "cellar"), ("apple", "lamp")
-_MOVE, _GRAB, _DROP, _WHO, _WHAT = range(5)  # kinds of tokens; argument: rooms 0..3, objects 4..5, 6 is none
+_PERSONS, _ROOMS, _OBJECTS = (
+    ("Ann", "Bob", "Eve"),
+    ("hall", "kitchen", "garden", "cellar"),
+    ("apple", "lamp"),
+)
+_MOVE, _GRAB, _DROP, _WHO, _WHAT = range(
+    5
+)  # kinds of tokens; argument: rooms 0..3, objects 4..5, 6 is none
 
 
 def _pick(mask: Tensor, generator) -> Tensor:
     "One True entry of each row (B, n) at random, int64 (B,); any entry where a row has none."
-    return (torch.rand(mask.shape, generator=generator, device=mask.device) * mask + 1e-9 * mask).argmax(1)
+    return (
+        torch.rand(mask.shape, generator=generator, device=mask.device) * mask + 1e-9 * mask
+    ).argmax(1)
 
 
 def _happen(room: Tensor, holder: Tensor, generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -757,11 +848,17 @@ def stories(
     room = torch.full((batch_size, len(_PERSONS)), -1, device=where)
     holder = torch.full((batch_size, len(_OBJECTS)), -1, device=where)
     facts = [(*_happen(room, holder, generator), torch.full_like(rows, t)) for t in range(n_facts)]
-    what = (torch.rand(batch_size, generator=generator, device=where) < two_facts) & (holder >= 0).any(1)
+    what = (torch.rand(batch_size, generator=generator, device=where) < two_facts) & (
+        holder >= 0
+    ).any(1)
     thing, person = _pick(holder >= 0, generator), _pick(room >= 0, generator)
     person = torch.where(what, holder[rows, thing], person)
-    question = (torch.where(what, _WHAT, _WHO), torch.where(what, len(_PERSONS), person),
-                torch.where(what, thing, len(_OBJECTS)) + len(_ROOMS), torch.full_like(rows, n_facts))
+    question = (
+        torch.where(what, _WHAT, _WHO),
+        torch.where(what, len(_PERSONS), person),
+        torch.where(what, thing, len(_OBJECTS)) + len(_ROOMS),
+        torch.full_like(rows, n_facts),
+    )
     tokens = torch.stack([torch.stack(part, -1) for part in (*facts, question)], 1)
     return Stories(tokens.to(device), room[rows, person].to(device), (1 + what.long()).to(device))
 
@@ -827,7 +924,12 @@ def associative_pairs(
     device: torch.device | str | None = None,  # where the batch goes
 ) -> AssociativePairs:
     "Chains A-B-C of random items: pairs A-B and B-C are seen, the question is which of two options goes with A."
-    for value, name, low in ((batch_size, "batch_size", 1), (length, "length", 2), (n_chains, "n_chains", 2), (dim, "dim", 1)):
+    for value, name, low in (
+        (batch_size, "batch_size", 1),
+        (length, "length", 2),
+        (n_chains, "n_chains", 2),
+        (dim, "dim", 1),
+    ):
         check_int(value, name, low=low)
     where = "cpu" if generator is None else generator.device
     rows, rand = torch.arange(batch_size, device=where), dict(generator=generator, device=where)
@@ -840,6 +942,8 @@ def associative_pairs(
     hops = torch.randint(1, length, (batch_size,), **rand)
     right, wrong = items[rows, chains[:, 0], hops], items[rows, chains[:, 1], hops]
     y = torch.randint(0, 2, (batch_size,), **rand)
-    options = torch.where((y == 0)[:, None, None], torch.stack([right, wrong], 1), torch.stack([wrong, right], 1))
+    options = torch.where(
+        (y == 0)[:, None, None], torch.stack([right, wrong], 1), torch.stack([wrong, right], 1)
+    )
     parts = pairs, items[rows, chains[:, 0], 0], options, y, hops
     return AssociativePairs(*(part.to(device) for part in parts))

@@ -21,8 +21,15 @@ from .._check import check, check_choice, check_int, check_number, check_tensor
 def _parts(state) -> tuple[Tensor, ...]:
     "The tensors of a state."
     parts = state if isinstance(state, tuple) else (state,)
-    check(all(isinstance(p, Tensor) for p in parts), "state", "be a tensor or a tuple of tensors", state, TypeError)
+    check(
+        all(isinstance(p, Tensor) for p in parts),
+        "state",
+        "be a tensor or a tuple of tensors",
+        state,
+        TypeError,
+    )
     return parts
+
 
 def _squared_distance(a, b, batch_dim: int) -> Tensor:
     "Squared distance (B,) of two states, over all their parts and axes but `batch_dim`; at least float32."
@@ -32,6 +39,7 @@ def _squared_distance(a, b, batch_dim: int) -> Tensor:
         total = total + gap.square().flatten(1).sum(1)
     return total
 
+
 def commutator(
     step: Callable,  # step(x, state) -> state: one update, such as an nn.RNNCell, nn.GRUCell or nn.LSTMCell
     state,  # (B, H), or a tuple of such tensors
@@ -40,7 +48,9 @@ def commutator(
 ) -> Tensor:
     "Squared distance (B,) of the states after x1, x2 and after x2, x1. ValueError if x1 and x2 differ in shape."
     check(callable(step), "step", "be callable as step(x, state) -> state", step, TypeError)
-    check_tensor(x1, "x1", ("B", "..."), kind="float") if x1.ndim < 2 else check_tensor(x1, "x1", kind="float")
+    check_tensor(x1, "x1", ("B", "..."), kind="float") if x1.ndim < 2 else check_tensor(
+        x1, "x1", kind="float"
+    )
     check_tensor(x2, "x2", tuple(x1.shape), kind="float")
     return _squared_distance(step(x2, step(x1, state)), step(x1, step(x2, state)), 0)
 
@@ -57,16 +67,24 @@ def _sequences(x, lengths, groups) -> list[int]:
         return [T] * T
     check_tensor(groups, "groups", (T,), kind="integer")
     labels, counts = groups.unique_consecutive(return_counts=True)
-    check(len(labels) == len(labels.unique()), "groups", "be contiguous", groups.tolist() if T < 8 else "a group in several pieces")
+    check(
+        len(labels) == len(labels.unique()),
+        "groups",
+        "be contiguous",
+        groups.tolist() if T < 8 else "a group in several pieces",
+    )
     return counts.repeat_interleave(counts).tolist()
+
 
 def _draw(f: Callable, *size, generator) -> Tensor:
     "`f(*size)` drawn on the generator's device."
     return f(*size, generator=generator, device="cpu" if generator is None else generator.device)
 
+
 def shuffle_within(
     x: Tensor,  # (B, T, d)
-    groups: Tensor | None = None,  # (T,) integer: elements move only inside a group; contiguous; None: one group
+    groups: Tensor
+    | None = None,  # (T,) integer: elements move only inside a group; contiguous; None: one group
     *,
     lengths: Tensor | None = None,  # (B,) integer: padding stays where it is
     generator: torch.Generator | None = None,  # source of randomness
@@ -74,6 +92,7 @@ def shuffle_within(
     "A copy of the sequences, each in a random order of its own. ValueError for groups in pieces or bad lengths."
     _sequences(x, lengths, groups)
     return _take(x, _orders(x, groups, lengths, generator))
+
 
 def _orders(x: Tensor, groups: Tensor | None, lengths: Tensor | None, generator) -> Tensor:
     "A random order (B, T) of each sequence's places, inside its groups and its length."
@@ -85,6 +104,7 @@ def _orders(x: Tensor, groups: Tensor | None, lengths: Tensor | None, generator)
         key = torch.where(place < lengths.to(x.device)[:, None], key, len(place) + place)
     return key.argsort(1)
 
+
 def _take(x: Tensor, order: Tensor) -> Tensor:
     "The elements (B, n, d) of the sequences at the places `order` (B, n)."
     rows = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
@@ -95,9 +115,17 @@ def _check_rnn(rnn) -> None:
     "A recurrent layer that SIRE can use."
     check(isinstance(rnn, nn.Module), "rnn", "be a module", rnn, TypeError)
     check(getattr(rnn, "batch_first", False), "rnn", "be batch_first", "batch_first=False")
-    check(not getattr(rnn, "bidirectional", False), "rnn", "be unidirectional", "bidirectional=True")
+    check(
+        not getattr(rnn, "bidirectional", False), "rnn", "be unidirectional", "bidirectional=True"
+    )
     noisy = rnn.training and getattr(rnn, "dropout", 0) > 0
-    check(not noisy, "rnn", "have dropout 0 in training, as both orders need the same noise", f"dropout={rnn.dropout}" if noisy else "")
+    check(
+        not noisy,
+        "rnn",
+        "have dropout 0 in training, as both orders need the same noise",
+        f"dropout={rnn.dropout}" if noisy else "",
+    )
+
 
 def _reduce(values: Tensor, weight: Tensor, reduction: str) -> Tensor:
     "`values` (B,) as they are, their sum, or their mean over the rows where `weight` is not 0."
@@ -111,7 +139,8 @@ def sire_loss(
     x: Tensor,  # (B, T, d): sequences as `rnn` takes them, after any embedding
     *,
     lengths: Tensor | None = None,  # (B,) integer: real elements of each row; None: all
-    groups: Tensor | None = None,  # (T,) integer, contiguous: exchange only inside a group; None: one group
+    groups: Tensor
+    | None = None,  # (T,) integer, contiguous: exchange only inside a group; None: one group
     shuffle: bool = True,  # random order first; False: neighbors as they stand
     n_pairs: int = 1,  # pairs of a sequence, at different places of one order; at most all
     detach_prefix: bool = False,  # no gradient through the state before the pair
@@ -131,8 +160,13 @@ def sire_loss(
     allowed = [k for k in range(longest - 1) if together[k]]
     if not allowed:
         if x.shape[1] == 1:
-            warnings.warn("x must have at least 2 elements for a pair to exchange, got 1: the regularizer is 0", stacklevel=2)
-        return sum(p.sum() for p in rnn.parameters()) * x.new_zeros(len(x) if reduction == "none" else (), dtype=torch.float32)
+            warnings.warn(
+                "x must have at least 2 elements for a pair to exchange, got 1: the regularizer is 0",
+                stacklevel=2,
+            )
+        return sum(p.sum() for p in rnn.parameters()) * x.new_zeros(
+            len(x) if reduction == "none" else (), dtype=torch.float32
+        )
     chosen = _draw(torch.randperm, len(allowed), generator=generator)[:n_pairs]
     places = sorted(allowed[i] for i in chosen.tolist())
     if shuffle:
@@ -140,7 +174,9 @@ def sire_loss(
     gaps = _gaps(rnn, x, places, detach_prefix)  # (n_pairs, B)
     if lengths is None:
         gaps = gaps.sum(0) / len(places)
-        return gaps if reduction == "none" else gaps.sum() / (len(gaps) if reduction == "mean" else 1)
+        return (
+            gaps if reduction == "none" else gaps.sum() / (len(gaps) if reduction == "mean" else 1)
+        )
     last = torch.tensor(places, device=x.device)[:, None] + 2
     real = (last <= lengths.to(x.device)).to(gaps.dtype)
     weight = real.sum(0)
@@ -160,13 +196,16 @@ def _gaps(rnn: nn.Module, x: Tensor, places: list[int], detach_prefix: bool) -> 
         pairs.append(x[:, k : k + 2])
     pairs, B = torch.cat(pairs), len(x)
     both = torch.cat([pairs, pairs.flip(1)])
-    if states[0] is None and len(states) > 1:  # the first pair starts at the beginning: its state is zero
+    if (
+        states[0] is None and len(states) > 1
+    ):  # the first pair starts at the beginning: its state is zero
         states[0] = _map(torch.zeros_like, states[1])
     start = None if states[0] is None else _map(lambda *s: torch.cat(s * 2, 1), *states)
     end = rnn(both, start)[1]
     n = len(pairs)
     gaps = _squared_distance(_map(lambda s: s[:, :n], end), _map(lambda s: s[:, n:], end), 1)
     return gaps.view(len(places), B)
+
 
 def _map(f: Callable, *states):
     "Apply `f` to the tensors of states, which are tensors or tuples."
@@ -194,6 +233,7 @@ def _exchanged(x: Tensor, size: list[int], kind: str, generator) -> Tensor:
     order[rows, i], order[rows, j] = j, i
     return x.gather(1, order.to(x.device)[..., None].expand_as(x))
 
+
 def output_invariance_loss(
     model: Callable,  # model(x) -> (B, ...), any network for sequences
     x: Tensor,  # (B, T, d)
@@ -209,8 +249,11 @@ def output_invariance_loss(
     size = _sequences(x, None, groups)
     check_choice(kind, "kind", ("transposition", "adjacent", "permutation"))
     check_choice(reduction, "reduction", ("mean", "none", "sum"))
-    permuted = (shuffle_within(x, groups, generator=generator) if kind == "permutation"
-                else _exchanged(x, size, kind, generator))
+    permuted = (
+        shuffle_within(x, groups, generator=generator)
+        if kind == "permutation"
+        else _exchanged(x, size, kind, generator)
+    )
     both = model(torch.cat([x, permuted]))
     gaps = _squared_distance(*both.split(len(x)), 0)
     return _reduce(gaps, torch.ones_like(gaps), reduction)
@@ -254,8 +297,15 @@ class AggregationRNN(nn.Module):
         residual: bool = False,  # add the update to the state
     ):
         super().__init__()
-        self.input_size, self.hidden_size = check_int(input_size, "input_size", low=1), check_int(hidden_size, "hidden_size", low=1)
-        self.aggregation_size = check_int(2 * hidden_size if aggregation_size is None else aggregation_size, "aggregation_size", low=1)
+        self.input_size, self.hidden_size = (
+            check_int(input_size, "input_size", low=1),
+            check_int(hidden_size, "hidden_size", low=1),
+        )
+        self.aggregation_size = check_int(
+            2 * hidden_size if aggregation_size is None else aggregation_size,
+            "aggregation_size",
+            low=1,
+        )
         self.residual = residual
         self.input = nn.Linear(self.input_size, self.aggregation_size)
         self.recurrent = nn.Linear(self.hidden_size, self.aggregation_size, bias=False)
@@ -299,12 +349,17 @@ class SetRNN(nn.Module):
         "The answer (B, ...). ValueError for lengths outside 1..T."
         _sequences(x, lengths, None)
         out, _ = self.rnn(self.embed(x))
-        last = out[:, -1] if lengths is None else out[torch.arange(len(x), device=x.device), lengths.to(x.device) - 1]
+        last = (
+            out[:, -1]
+            if lengths is None
+            else out[torch.arange(len(x), device=x.device), lengths.to(x.device) - 1]
+        )
         return self.readout(last)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #f8bb7d34
 def _two_layers(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
+
 
 class DeepSets(nn.Module):
     "rho(pool of phi(x_i)), invariant by construction (sire-deepsets); phi and rho have one hidden layer each."
@@ -320,7 +375,10 @@ class DeepSets(nn.Module):
         super().__init__()
         check_choice(pool, "pool", ("sum", "mean", "max"))
         self.pool = pool
-        self.phi, self.rho = _two_layers(input_size, hidden_size, hidden_size), _two_layers(hidden_size, hidden_size, output_size)
+        self.phi, self.rho = (
+            _two_layers(input_size, hidden_size, hidden_size),
+            _two_layers(hidden_size, hidden_size, output_size),
+        )
 
     def forward(
         self,
@@ -334,7 +392,9 @@ class DeepSets(nn.Module):
             n = lengths.to(x.device)[:, None]
             used = (torch.arange(x.shape[1], device=x.device) < n)[..., None]
             z = torch.where(used, z, -math.inf if self.pool == "max" else 0)
-        return self.rho(z.amax(1) if self.pool == "max" else z.sum(1) / (n if self.pool == "mean" else 1))
+        return self.rho(
+            z.amax(1) if self.pool == "max" else z.sum(1) / (n if self.pool == "mean" else 1)
+        )
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #7af0da1d
 class _Attend(nn.Module):
@@ -347,15 +407,23 @@ class _Attend(nn.Module):
         self.row = _two_layers(embed_dim, 2 * embed_dim, embed_dim)
 
     def forward(self, query: Tensor, keys: Tensor, padding: Tensor | None) -> Tensor:
-        z = self.norm1(query + self.attention(query, keys, keys, key_padding_mask=padding, need_weights=False)[0])
+        z = self.norm1(
+            query
+            + self.attention(query, keys, keys, key_padding_mask=padding, need_weights=False)[0]
+        )
         return self.norm2(z + self.row(z))
+
 
 class _Block(nn.Module):
     "Self-attention of the elements, over inducing points if there are any."
 
     def __init__(self, embed_dim: int, num_heads: int, n_inducing: int | None):
         super().__init__()
-        self.points = None if n_inducing is None else nn.Parameter(torch.randn(1, n_inducing, embed_dim) / math.sqrt(embed_dim))
+        self.points = (
+            None
+            if n_inducing is None
+            else nn.Parameter(torch.randn(1, n_inducing, embed_dim) / math.sqrt(embed_dim))
+        )
         self.first = None if n_inducing is None else _Attend(embed_dim, num_heads)
         self.second = _Attend(embed_dim, num_heads)
 
@@ -375,13 +443,22 @@ class SetTransformer(nn.Module):
         output_size: int,  # numbers in the answer
         *,
         num_heads: int = 4,  # heads of each attention
-        n_inducing: int | None = None,  # learned points between the elements; None: all pairs of elements
+        n_inducing: int
+        | None = None,  # learned points between the elements; None: all pairs of elements
     ):
         super().__init__()
         check_int(embed_dim, "embed_dim", low=1)
-        check(embed_dim % check_int(num_heads, "num_heads", low=1) == 0, "embed_dim", f"be a multiple of num_heads = {num_heads}", embed_dim)
+        check(
+            embed_dim % check_int(num_heads, "num_heads", low=1) == 0,
+            "embed_dim",
+            f"be a multiple of num_heads = {num_heads}",
+            embed_dim,
+        )
         n_inducing = None if n_inducing is None else check_int(n_inducing, "n_inducing", low=1)
-        self.embed, self.readout = nn.Linear(input_size, embed_dim), nn.Linear(embed_dim, output_size)
+        self.embed, self.readout = (
+            nn.Linear(input_size, embed_dim),
+            nn.Linear(embed_dim, output_size),
+        )
         self.blocks = nn.ModuleList(_Block(embed_dim, num_heads, n_inducing) for _ in range(2))
         self.query = nn.Parameter(torch.randn(1, 1, embed_dim) / math.sqrt(embed_dim))
         self.pool = _Attend(embed_dim, num_heads)
@@ -393,7 +470,11 @@ class SetTransformer(nn.Module):
     ) -> Tensor:
         "The answer (B, output_size). ValueError for lengths outside 1..T."
         _sequences(x, lengths, None)
-        padding = None if lengths is None else torch.arange(x.shape[1], device=x.device) >= lengths.to(x.device)[:, None]
+        padding = (
+            None
+            if lengths is None
+            else torch.arange(x.shape[1], device=x.device) >= lengths.to(x.device)[:, None]
+        )
         z = self.embed(x)
         for block in self.blocks:
             z = block(z, padding)
@@ -404,14 +485,21 @@ def _explicit(W, U, b, A) -> SetRNN:
     "A SetRNN with one number as state and the given weights in its update."
     rnn = AggregationRNN(1, 1, len(W))
     with torch.no_grad():
-        for parameter, values in ((rnn.recurrent.weight, W), (rnn.input.weight, U), (rnn.input.bias, b), (rnn.output.weight, A)):
+        for parameter, values in (
+            (rnn.recurrent.weight, W),
+            (rnn.input.weight, U),
+            (rnn.input.bias, b),
+            (rnn.output.weight, A),
+        ):
             parameter.copy_(torch.tensor(values).view_as(parameter))
         rnn.output.bias.zero_()
     return SetRNN(rnn, nn.Identity())
 
+
 def parity_rnn() -> SetRNN:
     "The recurrent network of 2 ReLU and 1 linear neuron that computes the parity of bits (B, T, 1) of any length."
     return _explicit([1.0, 1.0], [1.0, 1.0], [0.0, -1.0], [1.0, -2.0])
+
 
 def max_rnn() -> SetRNN:
     "Three ReLUs and a linear neuron: the maximum of real numbers (B, T, 1) and 0, or of them and a given state."
@@ -426,17 +514,31 @@ def parity_deepsets(
     "DeepSets with explicit weights: the parity of n_bits bits (B, n_bits, 1). ValueError if deep and K is no power of two."
     K = check_int(n_bits, "n_bits", low=1)
     folds = K.bit_length() - 1
-    check(not deep or (K == 2**folds and K > 1), "n_bits", "be a power of two above 1 for deep=True", n_bits)
+    check(
+        not deep or (K == 2**folds and K > 1),
+        "n_bits",
+        "be a power of two above 1 for deep=True",
+        n_bits,
+    )
     net = DeepSets(1, 1, 1)
     net.phi = nn.Identity()
     if not deep:
         inner, outer = nn.Linear(1, K), nn.Linear(K, 1)
-        layers = [(inner, torch.ones(K, 1), -torch.arange(float(K))), (outer, 2 * (-1.0) ** torch.arange(K), torch.zeros(1))]
+        layers = [
+            (inner, torch.ones(K, 1), -torch.arange(float(K))),
+            (outer, 2 * (-1.0) ** torch.arange(K), torch.zeros(1)),
+        ]
         layers[1][1][0] = 1.0
     else:
         scale = [1 / K, *[1.0] * (folds - 1)]
-        layers = [(nn.Linear(1 if i == 0 else 2, 2), torch.tensor([[c], [c]]) if i == 0 else torch.tensor([[2.0, -4.0]] * 2),
-                   torch.tensor([0.0, -0.5])) for i, c in enumerate(scale)]
+        layers = [
+            (
+                nn.Linear(1 if i == 0 else 2, 2),
+                torch.tensor([[c], [c]]) if i == 0 else torch.tensor([[2.0, -4.0]] * 2),
+                torch.tensor([0.0, -0.5]),
+            )
+            for i, c in enumerate(scale)
+        ]
         layers.append((nn.Linear(2, 1), torch.tensor([2.0, -4.0]), torch.zeros(1)))
     modules = []
     with torch.no_grad():
@@ -457,6 +559,7 @@ def half_range(
     first, second = values.chunk(2, 1)
     return first.amax(1) - second.amin(1)
 
+
 def exchange_neighbors(
     x: Tensor,  # (B, T, d)
     share: float = 0.5,  # probability of each exchange
@@ -465,11 +568,16 @@ def exchange_neighbors(
 ) -> Tensor:
     "A copy in which neighbors are exchanged at random: first in the pairs (1, 2), (3, 4), ..., then in (2, 3), (4, 5), ..."
     check_tensor(x, "x", ("B", "T", "d"))
-    share, order = check_number(share, "share", low=0, high=1), torch.arange(x.shape[1], device=x.device).repeat(len(x), 1)
+    share, order = (
+        check_number(share, "share", low=0, high=1),
+        torch.arange(x.shape[1], device=x.device).repeat(len(x), 1),
+    )
     for start in (0, 1):
         n = (x.shape[1] - start) // 2
         left, right = order[:, start : start + 2 * n : 2], order[:, start + 1 : start + 2 * n : 2]
         swap = (_draw(torch.rand, len(x), n, generator=generator) < share).to(x.device)
         pair = torch.where(swap, right, left), torch.where(swap, left, right)
-        order = torch.cat([order[:, :start], torch.stack(pair, 2).flatten(1), order[:, start + 2 * n :]], 1)
+        order = torch.cat(
+            [order[:, :start], torch.stack(pair, 2).flatten(1), order[:, start + 2 * n :]], 1
+        )
     return x.gather(1, order[..., None].expand_as(x))

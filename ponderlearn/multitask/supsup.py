@@ -29,7 +29,8 @@ from ..course import write_atomic
 def signed_constant_(
     weight: Tensor,  # (out, in, ...), changed in place
     *,
-    density: float | None = None,  # share of the weights that will be kept; None: no correction, as in the paper
+    density: float
+    | None = None,  # share of the weights that will be kept; None: no correction, as in the paper
     generator: torch.Generator | None = None,  # draws the signs
 ) -> Tensor:
     """Fill `weight` with plus or minus sqrt(2 / fan_in), signs at random (supsup-init); with a density, sqrt(2 / (fan_in density)).
@@ -37,7 +38,9 @@ def signed_constant_(
     ValueError for fewer than 2 dimensions or a density outside (0, 1]."""
     check_tensor(weight, "weight", kind="float")
     check(weight.ndim >= 2, "weight", "have at least 2 dimensions", weight)
-    share = 1.0 if density is None else check_number(density, "density", low=0, high=1, open_low=True)
+    share = (
+        1.0 if density is None else check_number(density, "density", low=0, high=1, open_low=True)
+    )
     size = math.sqrt(2 / (weight[0].numel() * share))
     device = generator.device if generator is not None else weight.device
     sign = torch.randint(2, weight.shape, generator=generator, device=device) * 2 - 1
@@ -77,7 +80,12 @@ def supermask(
     check_tensor(scores, "scores", kind="float", nonempty=True)
     if density is not None:
         density = check_number(density, "density", low=0, high=1, open_low=True)
-    check(not absolute or density is not None, "density", "be given with absolute=True (no size is below 0)", density)
+    check(
+        not absolute or density is not None,
+        "density",
+        "be given with absolute=True (no size is below 0)",
+        density,
+    )
     return _Step.apply(scores.abs() if absolute else scores, density)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #5ed52c8f
@@ -92,7 +100,9 @@ def pack_bits(
     "Bits as bytes, uint8 (..., ceil(n / 8)), first bit first, the last byte filled up with 0."
     check_tensor(mask, "mask", nonempty=True)
     bits = F.pad(mask.bool().to(torch.uint8), (0, -mask.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
+    return (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)).sum(
+        -1, dtype=torch.uint8
+    )
 
 
 def unpack_bits(
@@ -128,7 +138,13 @@ class MaskStore(nn.Module):
         shapes: dict[str, tuple[int, ...]],  # name and shape of each masked weight
     ):
         super().__init__()
-        check(isinstance(shapes, dict) and len(shapes) > 0, "shapes", "be a dict of at least one shape", shapes, TypeError)
+        check(
+            isinstance(shapes, dict) and len(shapes) > 0,
+            "shapes",
+            "be a dict of at least one shape",
+            shapes,
+            TypeError,
+        )
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.n_weights, self.count = sum(self.sizes), 0
@@ -147,7 +163,10 @@ class MaskStore(nn.Module):
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         "A vector of one number a weight as a dict of tensors in the weights' shapes."
         parts = flat.split(self.sizes, dim=-1)
-        return {name: p.unflatten(-1, s) for p, (name, s) in zip(parts, self.shapes.items(), strict=True)}
+        return {
+            name: p.unflatten(-1, s)
+            for p, (name, s) in zip(parts, self.shapes.items(), strict=True)
+        }
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #1dfcdf25
 @patch
@@ -157,14 +176,21 @@ def append(
 ) -> int:
     "Store the masks of a new task; its number. ValueError for missing names or masks of another network."
     check(isinstance(masks, dict), "masks", "be a dict of tensors", masks, TypeError)
-    check(list(masks) == list(self.shapes), "masks", f"have the names {', '.join(self.shapes)}", ", ".join(masks))
+    check(
+        list(masks) == list(self.shapes),
+        "masks",
+        f"have the names {', '.join(self.shapes)}",
+        ", ".join(masks),
+    )
     for name, shape in self.shapes.items():
         check_tensor(masks[name], f"masks[{name!r}]", shape)
         ok = bool(((masks[name] == 0) | (masks[name] == 1)).all())
         check(ok, f"masks[{name!r}]", "hold only 0 and 1", "other values")
     flat = torch.cat([m.detach().flatten() for m in masks.values()]).to(self.bits.device)
     if self.count == len(self.bits):
-        self.bits = torch.cat([self.bits, self.bits.new_zeros(max(1, self.count), self.bits.shape[1])])
+        self.bits = torch.cat(
+            [self.bits, self.bits.new_zeros(max(1, self.count), self.bits.shape[1])]
+        )
     self.bits[self.count] = pack_bits(flat)
     self.total += flat
     self.count += 1
@@ -175,7 +201,13 @@ def append(
 def _flat(self: MaskStore, task: int) -> Tensor:
     "The mask of `task` as a vector of bool; IndexError for a task that is not there."
     task = check_int(task, "task")
-    check(0 <= task < self.count, "task", f"lie in 0..{self.count - 1}", f"task {task} of {self.count}", IndexError)
+    check(
+        0 <= task < self.count,
+        "task",
+        f"lie in 0..{self.count - 1}",
+        f"task {task} of {self.count}",
+        IndexError,
+    )
     return unpack_bits(self.bits[task], self.n_weights)
 
 
@@ -195,7 +227,11 @@ def _rows(self: MaskStore, tasks: Tensor) -> Tensor:
 @patch
 def _chunks(self: MaskStore, size: int = 16):
     "All masks as float, `size` at a time."
-    return (self._rows(part) for part in torch.arange(self.count, device=self.bits.device).split(size) if len(part))
+    return (
+        self._rows(part)
+        for part in torch.arange(self.count, device=self.bits.device).split(size)
+        if len(part)
+    )
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #d9bf8cad
 @patch
@@ -233,7 +269,9 @@ def project(
     check_tensor(vec, "vec", (..., self.n_weights), kind="float")
     vec, tasks = vec.detach().float(), slice(self.count) if tasks is None else tasks
     if vec.ndim == 2:
-        return torch.cat([vec.new_zeros(len(vec), 0), *(vec @ rows.T for rows in self._chunks())], 1)[:, tasks]
+        return torch.cat(
+            [vec.new_zeros(len(vec), 0), *(vec @ rows.T for rows in self._chunks())], 1
+        )[:, tasks]
     groups, bits = F.pad(vec, (0, -self.n_weights % 8)).view(-1, 8), self.bits[tasks].T
     out = vec.new_zeros(bits.shape[1])
     for i in range(0, len(groups), chunk_size):
@@ -263,15 +301,28 @@ def _save_to_state_dict(self: MaskStore, destination, prefix, keep_vars):
 def _masked_shapes(base: nn.Module, allow_extra: bool) -> dict[str, tuple[int, ...]]:
     "Names and shapes of the weights that get masks; ValueError for what the tasks would share."
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    names = [f"{m}.weight".lstrip(".") for m, module in base.named_modules() if isinstance(module, kinds)]
+    names = [
+        f"{m}.weight".lstrip(".") for m, module in base.named_modules() if isinstance(module, kinds)
+    ]
     known = dict(base.named_parameters())
     names = [name for name in names if name in known]
     check(len(names) > 0, "base", "have a Linear or Conv layer", type(base).__name__)
     extra = [name for name in known if name not in names]
-    check(allow_extra or not extra, "base", "have no trainable biases or norm parameters (allow_extra=True freezes them)",
-          ", ".join(extra))
-    moving = [m for m, module in base.named_modules() if getattr(module, "running_mean", None) is not None]
-    check(not moving, "base", "not track running statistics, which all tasks would share", ", ".join(moving))
+    check(
+        allow_extra or not extra,
+        "base",
+        "have no trainable biases or norm parameters (allow_extra=True freezes them)",
+        ", ".join(extra),
+    )
+    moving = [
+        m for m, module in base.named_modules() if getattr(module, "running_mean", None) is not None
+    ]
+    check(
+        not moving,
+        "base",
+        "not track running statistics, which all tasks would share",
+        ", ".join(moving),
+    )
     return {name: tuple(known[name].shape) for name in names}
 
 
@@ -294,7 +345,10 @@ class SupSup(nn.Module):
         self.base = copy.deepcopy(base).requires_grad_(False)
         shapes = _masked_shapes(self.base, allow_extra)
         self.density, self.absolute, self.seed = density, absolute, check_int(seed, "seed", low=0)
-        generator, params = torch.Generator().manual_seed(self.seed), dict(self.base.named_parameters())
+        generator, params = (
+            torch.Generator().manual_seed(self.seed),
+            dict(self.base.named_parameters()),
+        )
         for name in shapes:
             signed_constant_(params[name], generator=generator)
         self.store = MaskStore(shapes).to(params[name].device)
@@ -310,21 +364,32 @@ def weights(self: SupSup) -> Tensor:
 @patch
 def new_task(
     self: SupSup,
-    init: str | int = "random",  # "random", "mean" of all masks so far, or the number of the task to start from
+    init: str
+    | int = "random",  # "random", "mean" of all masks so far, or the number of the task to start from
     *,
     generator: torch.Generator | None = None,  # draws the scores
 ) -> nn.Parameter:
     "Make fresh scores, `net.scores` (P,), the only trainable parameter; IndexError for an unknown task to start from."
     if isinstance(init, str):
         check_choice(init, "init", ["random", "mean"])
-    start = None if init == "random" else self.store.mean() if init == "mean" else self.store._flat(init).float()
+    start = (
+        None
+        if init == "random"
+        else self.store.mean()
+        if init == "mean"
+        else self.store._flat(init).float()
+    )
     device = self.store.total.device
-    draw = torch.rand(self.store.n_weights, generator=generator, device=generator.device if generator else device)
+    draw = torch.rand(
+        self.store.n_weights, generator=generator, device=generator.device if generator else device
+    )
     draw = (2 * draw - 1).to(device)
     if start is not None:
         draw = 0.5 * draw + 0.5 * (2 * start - 1)
-    bound = [torch.full((n,), 1 / math.sqrt(math.prod(s[1:]))) for n, s in
-             zip(self.store.sizes, self.store.shapes.values(), strict=True)]
+    bound = [
+        torch.full((n,), 1 / math.sqrt(math.prod(s[1:])))
+        for n, s in zip(self.store.sizes, self.store.shapes.values(), strict=True)
+    ]
     self.scores = nn.Parameter(draw * torch.cat(bound).to(device))
     return self.scores
 
@@ -332,10 +397,21 @@ def new_task(
 @patch
 def mask(self: SupSup) -> Tensor:
     "The mask of the task in training, (P,), with its straight-through gradient; RuntimeError if there is none."
-    check(self.scores is not None, "net", "have a task in training (call new_task first)", "no task", RuntimeError)
+    check(
+        self.scores is not None,
+        "net",
+        "have a task in training (call new_task first)",
+        "no task",
+        RuntimeError,
+    )
     if self.density is None:
         return supermask(self.scores)
-    return torch.cat([supermask(s, self.density, absolute=self.absolute) for s in self.scores.split(self.store.sizes)])
+    return torch.cat(
+        [
+            supermask(s, self.density, absolute=self.absolute)
+            for s in self.scores.split(self.store.sizes)
+        ]
+    )
 
 
 @patch
@@ -380,7 +456,9 @@ def entropy_objective(
     check_tensor(logits, "logits", kind="float")
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
-    return entropy if reduction == "none" else entropy.mean() if reduction == "mean" else entropy.sum()
+    return (
+        entropy if reduction == "none" else entropy.mean() if reduction == "mean" else entropy.sum()
+    )
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #ba9c30d6
 def _some_masks(net: SupSup) -> int:
@@ -409,7 +487,12 @@ def alpha_gradient(
     mixed = weights * (net.store.mean() if alpha is None else net.store.mix(alpha.detach()))
     if per_example:
         one = vmap(grad(lambda w, image: objective(net.run(w, image[None]))), (None, 0))
-        return torch.cat([net.store.project(weights * one(mixed, part), tasks=tasks) for part in x.split(chunk_size)])
+        return torch.cat(
+            [
+                net.store.project(weights * one(mixed, part), tasks=tasks)
+                for part in x.split(chunk_size)
+            ]
+        )
     with torch.enable_grad():
         mixed = mixed.detach().requires_grad_()
         (slope,) = torch.autograd.grad(objective(net.run(mixed, x)), mixed)
@@ -427,7 +510,12 @@ def superfluous_objective(
     check_choice(reduction, "reduction", ["mean", "none", "sum"])
     check_tensor(logits, "logits", kind="float")
     n_real = check_int(n_real, "n_real", low=1)
-    check(n_real < logits.shape[-1], "n_real", "be smaller than the number of outputs", f"{n_real} of {logits.shape[-1]}")
+    check(
+        n_real < logits.shape[-1],
+        "n_real",
+        "be smaller than the number of outputs",
+        f"{n_real} of {logits.shape[-1]}",
+    )
     y = logits.to(torch.promote_types(logits.dtype, torch.float32))
     rest = y[..., n_real:]
     value = (torch.cat([y[..., :n_real].detach(), rest], -1) if full else rest).logsumexp(-1)
@@ -495,8 +583,12 @@ def _check_value(objective: Callable, net: SupSup, x: Tensor) -> None:
         value = objective(y)
         (slope,) = torch.autograd.grad(value, y)
         moved = objective(torch.where(slope == 0, y.detach() - 1, y.detach()))
-    check(bool(torch.isclose(moved, value)), "objective", "have a value to compare masks by for method='exhaustive'",
-          "one with only a gradient (superfluous_objective needs full=False)")
+    check(
+        bool(torch.isclose(moved, value)),
+        "objective",
+        "have a value to compare masks by for method='exhaustive'",
+        "one with only a gradient (superfluous_objective needs full=False)",
+    )
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #4fb717de
 class HopfieldStore(nn.Module):
@@ -559,7 +651,9 @@ def recall(
     return z
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #44c77cf3
-def _projected_slope(store: HopfieldStore, r: Tensor, entropy: Tensor, share: float, gamma: float) -> Tensor:
+def _projected_slope(
+    store: HopfieldStore, r: Tensor, entropy: Tensor, share: float, gamma: float
+) -> Tensor:
     "The step of one layer: both gradients with sqrt(d) as length, that of the entropy within the span of the patterns."
     entropy = store.field(entropy) + entropy * store.count / store.d
     parts = F.normalize(entropy, dim=0), F.normalize(-store.field(r), dim=0)
@@ -582,7 +676,9 @@ def recover_mask(
     check_choice(method, "method", ["straight_through", "projected"])
     check(len(batches) > 0, "batches", "hold at least one batch", batches)
     for i, store in enumerate(stores):
-        check(int(store.count) > 0, f"stores[{i}]", "hold at least one pattern", "none", RuntimeError)
+        check(
+            int(store.count) > 0, f"stores[{i}]", "hold at least one pattern", "none", RuntimeError
+        )
     gamma, lr = check_number(gamma, "gamma", low=0), check_number(lr, "lr", low=0, open_low=True)
     soft, scores = method == "projected", [store.mean.clone().requires_grad_() for store in stores]
     optimizer = torch.optim.SGD(scores, lr=lr, momentum=momentum)
@@ -590,8 +686,11 @@ def recover_mask(
         share, masks = t / len(batches), [(1 + r) / 2 if soft else supermask(r) for r in scores]
         slopes = torch.autograd.grad(entropy_fn(masks, batch), scores)
         for r, m, store, slope in zip(scores, masks, stores, slopes, strict=True):
-            r.grad = (_projected_slope(store, r.detach(), slope, share, gamma) if soft else
-                      (1 - share) * slope - 2 * gamma * share * store.field(2 * m.detach() - 1))
+            r.grad = (
+                _projected_slope(store, r.detach(), slope, share, gamma)
+                if soft
+                else (1 - share) * slope - 2 * gamma * share * store.field(2 * m.detach() - 1)
+            )
         optimizer.step()
         if soft:
             for r in scores:
@@ -607,7 +706,10 @@ def checksum(self: SupSup) -> str:
     "SHA-256 of the names, shapes and values of all that is fixed."
     h = hashlib.sha256()
     for name, t in self.base.state_dict().items():
-        h.update(f"{name} {tuple(t.shape)} {t.dtype};".encode() + t.detach().cpu().contiguous().numpy().tobytes())
+        h.update(
+            f"{name} {tuple(t.shape)} {t.dtype};".encode()
+            + t.detach().cpu().contiguous().numpy().tobytes()
+        )
     return h.hexdigest()
 
 
@@ -618,8 +720,15 @@ def save(
 ) -> None:
     "Write seed, checksum and the masks' bits, all or nothing; a task in training is not saved."
     bits = self.store.bits[: len(self.store)].cpu().numpy().tobytes()
-    head = {"seed": self.seed, "weights": self.checksum(), "shapes": self.store.shapes, "tasks": len(self.store),
-            "density": self.density, "absolute": self.absolute, "bits": hashlib.sha256(bits).hexdigest()}
+    head = {
+        "seed": self.seed,
+        "weights": self.checksum(),
+        "shapes": self.store.shapes,
+        "tasks": len(self.store),
+        "density": self.density,
+        "absolute": self.absolute,
+        "bits": hashlib.sha256(bits).hexdigest(),
+    }
     write_atomic(path, _MAGIC + json.dumps(head).encode() + b"\n" + bits)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #5bb403f5
@@ -633,23 +742,51 @@ def load_supsup(
 
     ValueError for a file of another kind or version, of another network, or damaged, and when the weights come out differently."""
     raw, path = Path(path).read_bytes(), str(path)
-    check(raw.startswith(_MAGIC), path, f"begin with {_MAGIC.decode().strip()!r}", repr(raw[: len(_MAGIC)]))
+    check(
+        raw.startswith(_MAGIC),
+        path,
+        f"begin with {_MAGIC.decode().strip()!r}",
+        repr(raw[: len(_MAGIC)]),
+    )
     line, _, bits = raw[len(_MAGIC) :].partition(b"\n")
     try:
         head = json.loads(line)
         shapes = {name: tuple(shape) for name, shape in head["shapes"].items()}
-        net = SupSup(base, density=head["density"], absolute=head["absolute"], seed=head["seed"], allow_extra=allow_extra)
+        net = SupSup(
+            base,
+            density=head["density"],
+            absolute=head["absolute"],
+            seed=head["seed"],
+            allow_extra=allow_extra,
+        )
     except (ValueError, KeyError, AttributeError) as e:
         check("base must" not in str(e), path, "fit the network", str(e))
         raise ValueError(f"{path} must hold a readable head, got {type(e).__name__}: {e}") from e
     here = net.store.shapes
     for name in {**shapes, **here}:
-        check(shapes.get(name) == here.get(name), path, f"be of a network with {name} {here.get(name, 'absent')}",
-              f"one with {name} {shapes.get(name, 'absent')}")
-    check(net.checksum() == head["weights"], path, f"be of the weights that seed {head['seed']} gives here",
-          "another checksum (made on another version of torch, or with other frozen parameters)")
-    ok = len(bits) == head["tasks"] * net.store.bits.shape[1] and hashlib.sha256(bits).hexdigest() == head["bits"]
+        check(
+            shapes.get(name) == here.get(name),
+            path,
+            f"be of a network with {name} {here.get(name, 'absent')}",
+            f"one with {name} {shapes.get(name, 'absent')}",
+        )
+    check(
+        net.checksum() == head["weights"],
+        path,
+        f"be of the weights that seed {head['seed']} gives here",
+        "another checksum (made on another version of torch, or with other frozen parameters)",
+    )
+    ok = (
+        len(bits) == head["tasks"] * net.store.bits.shape[1]
+        and hashlib.sha256(bits).hexdigest() == head["bits"]
+    )
     check(ok, path, "hold the bits of all masks", "a damaged file")
-    packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8) if bits else torch.zeros(0, dtype=torch.uint8)
-    net.store.load_state_dict({"bits": packed.view(head["tasks"], -1 if bits else net.store.bits.shape[1])})
+    packed = (
+        torch.frombuffer(bytearray(bits), dtype=torch.uint8)
+        if bits
+        else torch.zeros(0, dtype=torch.uint8)
+    )
+    net.store.load_state_dict(
+        {"bits": packed.view(head["tasks"], -1 if bits else net.store.bits.shape[1])}
+    )
     return net

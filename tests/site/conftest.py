@@ -12,8 +12,10 @@ import pytest
 TOP = Path(__file__).resolve().parents[2]
 BUILT = TOP / "docs" / "_build"
 sys.path.insert(0, str(TOP / "docs" / "_ext"))
-FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync").split()
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +52,10 @@ def browser():
     "Chromium, without a window."
     from playwright.sync_api import sync_playwright
 
-    path = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+    path = next(
+        (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))),
+        None,
+    )
     if path is None:
         pytest.fail("Chromium is missing: apt install chromium")
     with sync_playwright() as p:
@@ -65,17 +70,30 @@ def open_page(browser):
     contexts = []
 
     def open_(url, *, width=1280, height=900, dark=False, **options):
-        context = browser.new_context(viewport={"width": width, "height": height},
-                                      color_scheme="dark" if dark else "light", **options)
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            **options,
+        )
         contexts.append(context)
         context.set_default_timeout(120_000)  # a long chapter on a busy machine
         page = context.new_page()
         page.wrong, page.asked = [], []
-        page.on("console", lambda m: page.wrong.append(f"console: {m.text}") if m.type == "error" else None)
+        page.on(
+            "console",
+            lambda m: page.wrong.append(f"console: {m.text}") if m.type == "error" else None,
+        )
         page.on("pageerror", lambda e: page.wrong.append(f"error: {e}"))
-        page.on("requestfailed", lambda r: page.wrong.append(f"failed: {r.url}")
-                if r.failure != "net::ERR_ABORTED" else None)  # the test went on to the next page
-        page.on("response", lambda r: page.wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        page.on(
+            "requestfailed",
+            lambda r: (
+                page.wrong.append(f"failed: {r.url}") if r.failure != "net::ERR_ABORTED" else None
+            ),
+        )  # the test went on to the next page
+        page.on(
+            "response",
+            lambda r: page.wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None,
+        )
         page.on("request", lambda r: page.asked.append(r.url))
         page.goto(url, wait_until="load")
         return page

@@ -62,16 +62,29 @@ def test_every_internal_link_and_anchor_resolves(built, parsed):
 
 
 def test_nothing_is_asked_from_another_host(parsed):
-    foreign = {ref for page in parsed.values() for ref in page.refs if re.match(r"(https?:)?//", ref)}
-    loaded = {r for p in parsed for r in re.findall(r'<(?:script|img|link)\b[^>]*(?:src|href)="((?:https?:)?//[^"]+)"',
-                                                    p.read_text(encoding="utf-8")) if "canonical" not in r}
+    foreign = {
+        ref for page in parsed.values() for ref in page.refs if re.match(r"(https?:)?//", ref)
+    }
+    loaded = {
+        r
+        for p in parsed
+        for r in re.findall(
+            r'<(?:script|img|link)\b[^>]*(?:src|href)="((?:https?:)?//[^"]+)"',
+            p.read_text(encoding="utf-8"),
+        )
+        if "canonical" not in r
+    }
     assert not loaded, loaded
     assert foreign  # links that a reader may follow are there
 
 
 def test_every_image_has_alternative_text(built, parsed):
-    silent = [f"{p.relative_to(built)}: {i.get('src', '')[:60]}" for p, page in parsed.items() for i in page.images
-              if "alt" not in i]
+    silent = [
+        f"{p.relative_to(built)}: {i.get('src', '')[:60]}"
+        for p, page in parsed.items()
+        for i in page.images
+        if "alt" not in i
+    ]
     assert not silent, silent
 
 
@@ -85,14 +98,21 @@ def test_every_page_loads_and_fits_a_phone(open_page, address, pages):
         page.evaluate("() => window.MathJax?.startup?.promise")
         width = page.evaluate("document.documentElement.scrollWidth")
         trouble += [f"{name}: {w}" for w in page.wrong]
-        trouble += [f"{name}: asks {u}" for u in page.asked if not u.startswith((address, "data:", "blob:"))]
+        trouble += [
+            f"{name}: asks {u}" for u in page.asked if not u.startswith((address, "data:", "blob:"))
+        ]
         trouble += [f"{name}: {width} pixels wide"] if width > 360 else []
         left = page.evaluate("""Math.min(0, ...[...document.querySelectorAll('mjx-container[display]')]
             .map(e => e.getBoundingClientRect().left))""")
-        trouble += [f"{name}: a formula begins {-left:.0f} pixels left of the page"] if left < 0 else []
+        trouble += (
+            [f"{name}: a formula begins {-left:.0f} pixels left of the page"] if left < 0 else []
+        )
         described = page.evaluate("document.querySelector('meta[name=description]')?.content")
-        trouble += [] if described or name in ("search.html", "genindex.html", "py-modindex.html", "404.html") else [
-            f"{name}: no description"]
+        trouble += (
+            []
+            if described or name in ("search.html", "genindex.html", "py-modindex.html", "404.html")
+            else [f"{name}: no description"]
+        )
     assert not trouble, "\n".join(trouble)
 
 
@@ -103,14 +123,18 @@ def test_sliders_change_the_picture_and_have_names(open_page, address, built, sc
         page = open_page(base + name)
         slider = page.locator('.jupyter-widgets [role="slider"]').first
         slider.wait_for(timeout=120_000)
-        page.wait_for_function("document.querySelector('.jupyter-widgets [role=slider]').hasAttribute('aria-label')")
+        page.wait_for_function(
+            "document.querySelector('.jupyter-widgets [role=slider]').hasAttribute('aria-label')"
+        )
         assert len(slider.get_attribute("aria-label")) > 2
         shown = """() => [...document.querySelectorAll('.widget-html-content img')]
             .filter(i => i.offsetParent).map(i => i.alt).join('|')"""
         before = page.wait_for_function(shown).json_value()
         slider.focus()
         slider.press("ArrowRight")
-        page.wait_for_function(f"(old) => {{ const now = ({shown})(); return now && now !== old }}", arg=before)
+        page.wait_for_function(
+            f"(old) => {{ const now = ({shown})(); return now && now !== old }}", arg=before
+        )
         assert not page.wrong, page.wrong
 
 
@@ -118,7 +142,9 @@ def test_sliders_change_the_picture_and_have_names(open_page, address, built, sc
 def test_search_finds_halting(open_page, address, built, scheme):
     base = address if scheme == "http" else built.as_uri() + "/"
     page = open_page(base + "search.html?q=halting")
-    page.get_by_text("Search finished, found").wait_for(timeout=120_000)  # the results are listed one by one before
+    page.get_by_text("Search finished, found").wait_for(
+        timeout=120_000
+    )  # the results are listed one by one before
     found = page.locator("#search-results").inner_text()
     assert "Adaptive Computation Time" in found
     assert not page.wrong, page.wrong
@@ -144,7 +170,9 @@ def test_dark_mode_keeps_figures_readable(open_page, address):
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert page.evaluate(f"({LUMINANCE})(document.body)") < 0.05
         cards = page.locator(".cell_output img").evaluate_all(f"(all) => all.map({LUMINANCE})")
-        assert cards and min(cards) > 0.8, name  # a figure is drawn dark on light: its card is light in both modes
+        assert cards and min(cards) > 0.8, (
+            name
+        )  # a figure is drawn dark on light: its card is light in both modes
 
 
 def serious(page) -> list[str]:
@@ -158,7 +186,9 @@ def serious(page) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["index.html", CHAPTER, "docs/api/ponderlearn.adaptive.act.html", "docs/results.html"])
+@pytest.mark.parametrize(
+    "name", ["index.html", CHAPTER, "docs/api/ponderlearn.adaptive.act.html", "docs/results.html"]
+)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_no_serious_barrier(open_page, address, name, dark):
     assert not serious(open_page(address + name, dark=dark))
@@ -212,7 +242,9 @@ def test_what_a_chapter_offers(open_page, address):
     assert not solution.evaluate("e => e.open")
     assert page.locator(".page-actions a[download='01_act.ipynb']").count() == 1
     assert page.locator("a .glossary-term").count() > 3
-    assert "/docs/api/ponderlearn.adaptive.act.html" in page.locator(".exported-to a").first.get_attribute("href")
+    assert "/docs/api/ponderlearn.adaptive.act.html" in page.locator(
+        ".exported-to a"
+    ).first.get_attribute("href")
 
 
 def test_results_show_failures_as_they_show_successes(open_page, address):
@@ -231,9 +263,15 @@ def test_link_previews(built):
     for name in ("index.html", CHAPTER, "docs/results.html"):
         html = (built / name).read_text(encoding="utf-8")
         found = dict(re.findall(r'<meta property="og:([\w:]+)" content="([^"]*)"', html))
-        assert len(found["title"]) > 5 and len(found["description"]) > 40 and len(found["image:alt"]) > 10
+        assert (
+            len(found["title"]) > 5
+            and len(found["description"]) > 40
+            and len(found["image:alt"]) > 10
+        )
         picture = found["image"]
-        assert urlparse(picture).scheme or (built / name).parent.joinpath(picture).resolve().exists(), picture
+        assert (
+            urlparse(picture).scheme or (built / name).parent.joinpath(picture).resolve().exists()
+        ), picture
 
 
 def test_glossary_directions(open_page, address):

@@ -15,12 +15,21 @@ pytest.importorskip("myst_nb")
 import notebooks  # docs/_ext, see conftest.py
 
 TOP = Path(__file__).resolve().parents[2]
-RUN = {"scale": "full", "device": "cpu", "torch": "2.13.0", "seconds": 3.0, "date": "2026-11-21", "sha256": "0" * 64}
-PNG = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg==")
+RUN = {
+    "scale": "full",
+    "device": "cpu",
+    "torch": "2.13.0",
+    "seconds": 3.0,
+    "date": "2026-11-21",
+    "sha256": "0" * 64,
+}
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 
 
 def picture(**more):
-    return nbformat.v4.new_output("display_data", data={"image/png": PNG, "text/plain": "<Figure>", **more})
+    return nbformat.v4.new_output(
+        "display_data", data={"image/png": PNG, "text/plain": "<Figure>", **more}
+    )
 
 
 def stream(text):
@@ -28,7 +37,9 @@ def stream(text):
 
 
 def code(source, *outputs, tags=()):
-    return nbformat.v4.new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)} if tags else {})
+    return nbformat.v4.new_code_cell(
+        source, outputs=list(outputs), metadata={"tags": list(tags)} if tags else {}
+    )
 
 
 def text(source, tags=()):
@@ -63,6 +74,7 @@ def refuse(*cells, **metadata):
 
 # ---- what is refused
 
+
 def test_image_without_alternative_text():
     message = refuse(code("draw()", picture()))
     assert "cell 2 (id cell1, 'draw()')" in message and "alternative text" in message
@@ -85,7 +97,7 @@ def test_widget_without_state_or_alternative_text():
     convert(code("frames()", view), widgets=state('<img src="data:," alt="One dot.">'))
 
 
-@pytest.mark.parametrize("line", ["#| hidee", "#| fig-capt: \"x\"", "#|exprot"])
+@pytest.mark.parametrize("line", ["#| hidee", '#| fig-capt: "x"', "#|exprot"])
 def test_unknown_directive(line):
     assert "unknown directive" in refuse(code(f"{line}\nx = 1"))
 
@@ -106,7 +118,9 @@ def test_missing_output(source, monkeypatch):
     convert(code(source))
 
 
-@pytest.mark.parametrize("source", ["x = 1", "f(x)", "x + 1;", "#| hide\nprint(1)", "#| eval: false\nprint(1)"])
+@pytest.mark.parametrize(
+    "source", ["x = 1", "f(x)", "x + 1;", "#| hide\nprint(1)", "#| eval: false\nprint(1)"]
+)
 def test_no_output_wanted(source):
     convert(code(source))
 
@@ -145,24 +159,41 @@ def test_all_problems_are_named_at_once():
 
 # ---- what is done
 
+
 def test_hidden_cells_go_and_exported_ones_stay():
-    nb = convert(code("#| default_exp course"), code("#| hide\nimport os"), code("#| exporti\ny = 1"),
-                 code("#| export\ndef f():\n    return 1"))
+    nb = convert(
+        code("#| default_exp course"),
+        code("#| hide\nimport os"),
+        code("#| exporti\ny = 1"),
+        code("#| export\ndef f():\n    return 1"),
+    )
     cells = [c for c in nb.cells if c.cell_type == "code"]
     assert [c.source for c in cells] == ["def f():\n    return 1"]
-    assert cells[0].metadata["exports"] == "ponderlearn.course" and cells[0].metadata["anchor"] == "cell-cell4"
+    assert (
+        cells[0].metadata["exports"] == "ponderlearn.course"
+        and cells[0].metadata["anchor"] == "cell-cell4"
+    )
 
 
 def test_options_become_tags_and_metadata():
     figure = '#| echo: false\n#| label: fig-a\n#| fig-cap: "A **dot**."\n#| fig-alt: "One dot: blue."\ndraw()'
-    nb = convert(code(figure, picture()),
-                 code("#| code-fold: true\n#| code-summary: \"Helper\"\nx = 1"), code("import os"),
-                 code("#| output: false\nprint(1)", stream("1\n")))
+    nb = convert(
+        code(figure, picture()),
+        code('#| code-fold: true\n#| code-summary: "Helper"\nx = 1'),
+        code("import os"),
+        code("#| output: false\nprint(1)", stream("1\n")),
+    )
     a, b, c, d = (x for x in nb.cells if x.cell_type == "code")
     assert a.source == "draw()" and a.metadata["tags"] == ["remove-input"]
-    assert a.metadata["mystnb"]["figure"] == {"caption": "A **dot**."} and a.metadata["label"] == "fig-a"
+    assert (
+        a.metadata["mystnb"]["figure"] == {"caption": "A **dot**."}
+        and a.metadata["label"] == "fig-a"
+    )
     assert a.metadata["mystnb"]["image"]["alt"] == "One dot: blue."
-    assert b.metadata["tags"] == ["hide-input"] and b.metadata["mystnb"]["code_prompt_show"] == "Helper"
+    assert (
+        b.metadata["tags"] == ["hide-input"]
+        and b.metadata["mystnb"]["code_prompt_show"] == "Helper"
+    )
     assert c.metadata["mystnb"]["code_prompt_show"] == "Imports"
     assert d.metadata["tags"] == ["remove-output"]
 
@@ -173,7 +204,12 @@ def test_filter_stream():
 
 
 def test_solutions_are_folded():
-    nb = convert(text("Exercise."), text("Answer.", tags=["solution"]), code("x = 1", tags=["solution"]), text("Next."))
+    nb = convert(
+        text("Exercise."),
+        text("Answer.", tags=["solution"]),
+        code("x = 1", tags=["solution"]),
+        text("Next."),
+    )
     sources = [c.source for c in nb.cells]
     assert sources[2].startswith("<details") and sources[5] == "</div></details>"
     assert sources[3:5] == ["Answer.", "x = 1"]
@@ -181,13 +217,16 @@ def test_solutions_are_folded():
 
 def test_equations_get_labels():
     nb = convert(text("$$x=1$$\n\ntext\n\n$$\ny=2\n$$ (own)\n\n```\n$$z$$\n```\n\n$$w=3$$"))
-    assert nb.cells[1].source == ("$$x=1$$ (eq-01_x-1)\n\ntext\n\n$$\ny=2\n$$ (own)\n\n"
-                                  "```\n$$z$$\n```\n\n$$w=3$$ (eq-01_x-3)")
+    assert nb.cells[1].source == (
+        "$$x=1$$ (eq-01_x-1)\n\ntext\n\n$$\ny=2\n$$ (own)\n\n```\n$$z$$\n```\n\n$$w=3$$ (eq-01_x-3)"
+    )
 
 
 def test_names_in_backticks_become_links():
     nb = convert(text("`write_atomic` and `no_such_name`\n\n```\n`write_atomic`\n```"))
-    assert nb.cells[1].source.startswith("{py:obj}`write_atomic <ponderlearn.course.write_atomic>` and `no_such_name`")
+    assert nb.cells[1].source.startswith(
+        "{py:obj}`write_atomic <ponderlearn.course.write_atomic>` and `no_such_name`"
+    )
     assert nb.cells[1].source.endswith("```\n`write_atomic`\n```")
 
 
@@ -197,18 +236,31 @@ def test_notation_names_exist():
     sources = [*(TOP / "ponderlearn").rglob("*.py"), *TOP.glob("nbs/*/*.ipynb")]
     code = "".join(p.read_text(encoding="utf-8") for p in sources)
     groups = tomllib.loads((TOP / "docs" / "notation.toml").read_text(encoding="utf-8"))["group"]
-    names = {name for group in groups for symbol in group["symbol"] for name in symbol.get("code", [])}
+    names = {
+        name for group in groups for symbol in group["symbol"] for name in symbol.get("code", [])
+    }
     assert not {name for name in names if not re.search(rf"\b{re.escape(name)}\b", code)}
 
 
 # ---- whole builds of a small course
 
+
 def small_course(folder: Path, *cells) -> Path:
     "A course of one notebook, with the site's own configuration."
     (folder / "docs").mkdir(parents=True)
-    for name in ["settings.ini", "index.ipynb", *(p.relative_to(TOP) for p in (TOP / "docs").glob("*.md")),
-                 *(p.relative_to(TOP) for p in (TOP / "docs").glob("*.toml")), "LICENSE", "CONTRIBUTING.md",
-                 "constraints.txt", "CHANGELOG.md", "CITATION.cff", "LICENSE-text", "THIRD_PARTY.md"]:
+    for name in [
+        "settings.ini",
+        "index.ipynb",
+        *(p.relative_to(TOP) for p in (TOP / "docs").glob("*.md")),
+        *(p.relative_to(TOP) for p in (TOP / "docs").glob("*.toml")),
+        "LICENSE",
+        "CONTRIBUTING.md",
+        "constraints.txt",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE-text",
+        "THIRD_PARTY.md",
+    ]:
         (folder / name).write_bytes((TOP / name).read_bytes())
     (folder / "ponderlearn").symlink_to(TOP / "ponderlearn")
     (folder / "nbs" / "00_foundations").mkdir(parents=True)
@@ -219,8 +271,19 @@ def small_course(folder: Path, *cells) -> Path:
 
 def build(folder: Path, *options):
     "Run sphinx-build; the finished process."
-    command = [sys.executable, "-m", "sphinx", "-q", "-c", str(TOP / "docs"), "-d", str(folder / "cache" / "doctrees"),
-               *options, str(folder), str(folder / "site")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-c",
+        str(TOP / "docs"),
+        "-d",
+        str(folder / "cache" / "doctrees"),
+        *options,
+        str(folder),
+        str(folder / "site"),
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("PONDERLEARN_DOCS_DRAFT", None)
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
@@ -229,28 +292,43 @@ def build(folder: Path, *options):
 def test_a_bad_notebook_fails_the_build(tmp_path):
     done = build(small_course(tmp_path / "c", code("draw()", picture())))
     assert done.returncode != 0
-    assert "nbs/00_foundations/01_course.ipynb: cell 2 (id cell1, 'draw()'): an image output has no" in done.stderr
+    assert (
+        "nbs/00_foundations/01_course.ipynb: cell 2 (id cell1, 'draw()'): an image output has no"
+        in done.stderr
+    )
 
 
 def test_addresses_and_second_build(tmp_path):
-    folder = small_course(tmp_path / "c", code('#| fig-alt: "One dot."\ndraw()', picture()), text("The entropy of it."))
+    folder = small_course(
+        tmp_path / "c",
+        code('#| fig-alt: "One dot."\ndraw()', picture()),
+        text("The entropy of it."),
+    )
     options = "-D", "site_user=octo", "-D", "html_baseurl=https://octo.example/ponderlearn/"
     done = build(folder, *options)
     page = folder / "site" / "nbs" / "00_foundations" / "01_course.html"
     assert page.exists(), done.stderr
     html = page.read_text(encoding="utf-8")
     place = "octo/ponderlearn/blob/main/nbs/00_foundations/01_course.ipynb"
-    assert f"https://colab.research.google.com/github/{place}" in html and f"https://github.com/{place}" in html
+    assert (
+        f"https://colab.research.google.com/github/{place}" in html
+        and f"https://github.com/{place}" in html
+    )
     assert "https://github.com/octo/ponderlearn/issues/new?title=" in html
     assert 'property="og:image" content="https://octo.example/ponderlearn/_images/first/' in html
     assert 'alt="One dot."' in html and "at scale <strong>full</strong> on a CPU, 3 s" in html
     assert "glossary.html#term-entropy" in html
     assert "<loc>https://octo.example/ponderlearn/nbs/00_foundations/01_course.html</loc>" in (
-        folder / "site" / "sitemap.xml").read_text(encoding="utf-8")
+        folder / "site" / "sitemap.xml"
+    ).read_text(encoding="utf-8")
     lost = (folder / "site" / "404.html").read_text(encoding="utf-8")
     assert '<base href="https://octo.example/ponderlearn/">' in lost
 
-    stamps = lambda: {p: p.stat().st_mtime_ns for p in (folder / "site").rglob("*.html") if p.parent.name != "_modules"}
+    stamps = lambda: {
+        p: p.stat().st_mtime_ns
+        for p in (folder / "site").rglob("*.html")
+        if p.parent.name != "_modules"
+    }
     before = stamps()
     build(folder, *options)
     written = {p.name for p, t in stamps().items() if before.get(p) != t}
@@ -259,4 +337,6 @@ def test_addresses_and_second_build(tmp_path):
 
 def test_lock_names_no_host():
     lock = json.loads((TOP / "docs" / "package-lock.json").read_text(encoding="utf-8"))
-    assert lock["packages"] and not [name for name, p in lock["packages"].items() if "resolved" in p]
+    assert lock["packages"] and not [
+        name for name, p in lock["packages"].items() if "resolved" in p
+    ]
