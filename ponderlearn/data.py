@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MNIST_SHA256', 'check_values', 'check_images', 'check_labels', 'stratified_split', 'Split', 'Digits', 'digits',
            'read_idx', 'mnist', 'Vocabulary', 'vocabulary', 'Text', 'text', 'read_off', 'sample_surface', 'Cloud',
-           'Clouds', 'point_clouds', 'minibatches', 'windows']
+           'Clouds', 'point_clouds', 'minibatches', 'windows', 'SequenceBatch']
 
 # %% ../nbs/00_foundations/07_data.ipynb #be46d6f5
 import gzip
@@ -34,7 +34,10 @@ from ponderlearn._check import (
     describe,
     need,
 )
+from ._nested import SequenceBatch as SequenceBatch
 from .training import seeded
+
+_all_ = ["SequenceBatch"]
 
 # %% ../nbs/00_foundations/07_data.ipynb #66f5f14f
 def check_values(
