@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ._check import check, check_choice, check_int, check_number, check_tensor, need
 from .data import check_labels, check_values
+from .records import number
 
 # %% ../nbs/00_foundations/09_metrics.ipynb #9f44f8fe
 class Interval(NamedTuple):
@@ -38,12 +39,7 @@ class Interval(NamedTuple):
         return self._replace(mean=self.mean * factor, low=low, high=high)
 
     def __format__(self, spec: str) -> str:
-        half = (self.high - self.low) / 2
-        if not spec:  # as many digits as show the width, and at least as ".0f"
-            digits = math.floor(1 - math.log10(half)) if 0 < half < math.inf else 7
-            spec = f".{max(digits, 0)}f" if digits < 7 else ".4g"
-        ends = "" if math.isnan(half) else f" [{self.low:{spec}}, {self.high:{spec}}]"
-        return f"{self.mean:{spec}}{ends}"
+        return number(self, spec=spec or None)
 
     def __str__(self) -> str:
         return format(self)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'VERMILION', 'GREEN', 'PURPLE', 'ORANGE', 'SKY', 'BLACK', 'YELLOW', 'GRAY', 'PALETTE', 'MOST_PICTURES',
-           'MOST_BYTES', 'look', 'dots', 'band', 'image_grid', 'Table', 'table', 'frames']
+           'MOST_BYTES', 'look', 'dots', 'band', 'image_grid', 'frames', 'Table', 'table']
 
 # %% ../nbs/00_foundations/10_viz.ipynb #e4b02efc
 import base64
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from ._check import check, check_int, check_number, need
-from .course import scale
+from .cards import Table as Table
+from .cards import table as table
 from .metrics import Interval, paired_interval
+from .records import number, scale
 
 for _name in ("matplotlib", "ipywidgets"):
     need(_name)
@@ -27,6 +29,8 @@ import ipywidgets as widgets
 import matplotlib
 import matplotlib.pyplot as plt
 from PIL import Image
+
+_all_ = ["Table", "table"]
 
 # %% ../nbs/00_foundations/10_viz.ipynb #db0957ae
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -239,121 +243,6 @@ def image_grid(
             ax.set_title(titles[i], fontsize=12)
     return fig
 
-# %% ../nbs/00_foundations/10_viz.ipynb #d8589ae8
-def _cell(value, spec) -> str:
-    "`value` as text: by `spec` (a format specification or a function) or by what it is."
-    if callable(spec):
-        return str(spec(value))
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(_cell(v, spec) for v in value) + "]"
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    if isinstance(value, torch.Tensor):
-        value = value.item()
-    if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
-        return "–"
-    if isinstance(value, (float, np.floating)):
-        return format(float(value), spec or ".4g")
-    return format(value, spec or "") if isinstance(value, (int, np.integer)) else str(value)
-
-# %% ../nbs/00_foundations/10_viz.ipynb #aa13b832
-class Table:
-    "A table that shows itself as HTML in a notebook and as aligned text elsewhere."
-
-    def __init__(
-        self, columns: list[str], cells: list[list[str]], numeric: list[bool], caption: str | None
-    ):
-        self.columns, self.cells, self.numeric, self.caption = columns, cells, numeric, caption
-
-    def _repr_html_(self) -> str:
-        def line(tag, text, scope, number):
-            style = (
-                f"text-align:{'right' if number else 'left'};padding:.25em .7em;vertical-align:top"
-            )
-            return f'<{tag}{scope} style="{style}">{html.escape(text)}</{tag}>'
-
-        head = "".join(
-            line("th", c, ' scope="col"', n)
-            for c, n in zip(self.columns, self.numeric, strict=True)
-        )
-        body = "".join(
-            "<tr>"
-            + "".join(
-                line("td", t, "", n) if j else line("th", t, ' scope="row"', n)
-                for j, (t, n) in enumerate(zip(row, self.numeric, strict=True))
-            )
-            + "</tr>\n"
-            for row in self.cells
-        )
-        caption, name = "", "table"
-        if self.caption:
-            name = html.escape(self.caption, quote=True)
-            caption = (
-                f'<caption style="caption-side:top;text-align:left;padding:.3em 0">{name}</caption>'
-            )
-        return (
-            f'<div role="region" aria-label="{name}" tabindex="0" style="overflow-x:auto;max-width:100%">\n'
-            f'<table class="dataframe ponder-table" style="border-collapse:collapse;margin:.3em 0">{caption}\n'
-            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</div>"
-        )
-
-    def __repr__(self) -> str:
-        rows = [self.columns, *self.cells]
-        wide = [max(len(row[j]) for row in rows) for j in range(len(self.columns))]
-        pad = lambda text, width, number: text.rjust(width) if number else text.ljust(width)
-        lines = ["  ".join(map(pad, row, wide, self.numeric)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * w for w in wide))
-        return "\n".join([self.caption, *lines] if self.caption else lines)
-
-# %% ../nbs/00_foundations/10_viz.ipynb #dc9dd393
-def table(
-    rows,  # list of dicts (one a row), or a pandas DataFrame (an index with a name becomes the first column)
-    *,
-    caption: str | None = None,  # what the table holds
-    fmt: str
-    | Callable
-    | Mapping
-    | None = None,  # ".3f" or function, for all but integer columns; or a dict column -> it
-) -> Table:
-    """A table with real headings: the first column names the rows.
-
-    None and NaN become a dash, bool yes or no, a tuple "[low, high]". ValueError for no rows or an unknown column."""
-    if hasattr(rows, "to_dict"):
-        rows = rows.reset_index() if any(n is not None for n in rows.index.names) else rows
-        columns = [
-            " ".join(map(str, c)).strip() if isinstance(c, tuple) else str(c) for c in rows.columns
-        ]
-        rows = [
-            dict(zip(columns, values, strict=True))
-            for values in rows.itertuples(index=False, name=None)
-        ]
-    check(
-        isinstance(rows, (list, tuple)) and all(isinstance(r, Mapping) for r in rows),
-        "rows",
-        "be a list of dicts or a DataFrame",
-        rows,
-        TypeError,
-    )
-    check(len(rows) > 0 and len(rows[0]) > 0, "rows", "hold at least one row and one column", rows)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    unknown = [c for c in fmt if c not in columns] if isinstance(fmt, Mapping) else []
-    check(
-        not unknown,
-        "fmt",
-        f"name columns of the table ({', '.join(map(str, columns))})",
-        str(unknown),
-    )
-    whole = {c for c in columns if all(isinstance(row.get(c), (int, np.integer)) for row in rows)}
-    specs = {
-        c: fmt.get(c) if isinstance(fmt, Mapping) else None if c in whole else fmt for c in columns
-    }
-    number = lambda v: (
-        isinstance(v, (int, float, np.number, torch.Tensor)) and not isinstance(v, bool)
-    )
-    numeric = [all(number(row.get(c)) or row.get(c) is None for row in rows) for c in columns]
-    cells = [[_cell(row.get(c), specs[c]) for c in columns] for row in rows]
-    return Table([str(c) for c in columns], cells, numeric, caption)
-
 # %% ../nbs/00_foundations/10_viz.ipynb #7dd4a172
 MOST_PICTURES, MOST_BYTES = 80, 350_000  # of all sliders of a notebook
 
@@ -362,15 +251,11 @@ def _stops(stops, argument: str) -> tuple[list[str], list]:
     "Labels and values of the stops: values, (label, value) pairs or a dict label -> value."
     stops = list(stops.items()) if isinstance(stops, Mapping) else stops
     stops = stops.tolist() if isinstance(stops, (torch.Tensor, np.ndarray)) else list(stops)
-    pairs = [s if isinstance(s, tuple) and len(s) == 2 else (_label(s), s) for s in stops]
+    pairs = [s if isinstance(s, tuple) and len(s) == 2 else (number(s), s) for s in stops]
     labels, values = [str(label) for label, _ in pairs], [value for _, value in pairs]
     different = len(set(labels)) == len(labels)
     check(different, argument, "have stops with different labels", ", ".join(labels))
     return labels, values
-
-
-def _label(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _some(labels: list, values: list, n: int) -> tuple[list, list]:
