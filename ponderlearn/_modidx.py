@@ -447,6 +447,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                   'ponderlearn.data._read_clouds': ('nbs/00_foundations/data.html#_read_clouds', 'ponderlearn/data.py'),
                                   'ponderlearn.data._shape': ('nbs/00_foundations/data.html#_shape', 'ponderlearn/data.py'),
                                   'ponderlearn.data._topics': ('nbs/00_foundations/data.html#_topics', 'ponderlearn/data.py'),
+                                  'ponderlearn.data._triangles': ('nbs/00_foundations/data.html#_triangles', 'ponderlearn/data.py'),
                                   'ponderlearn.data._unpack': ('nbs/00_foundations/data.html#_unpack', 'ponderlearn/data.py'),
                                   'ponderlearn.data._without_repeats': ( 'nbs/00_foundations/data.html#_without_repeats',
                                                                          'ponderlearn/data.py'),
