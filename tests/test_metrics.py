@@ -1,7 +1,8 @@
-"""Metrics: intervals, Holm, accuracy, probes and calibration, beside SciPy, plain loops, by hand."""
+"""Metrics: intervals, Holm, accuracy, probes, calibration, beside SciPy, loops and by hand."""
 
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -141,6 +142,18 @@ def test_holm_by_hand_and_refuses():
         ValueError, match=r"^p_values must hold finite values, got NaN or infinity$"
     ):
         holm([0.5, float("nan")])
+
+
+def test_the_ratio_of_a_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from compare import ratio_interval
+
+    assert ratio_interval(np.tile([2.0, 5.0], (9, 1))) == Interval(2.5, 2.5, 2.5)
+    noise = np.random.default_rng(0).lognormal(sigma=0.2, size=(101, 2))
+    ratio = ratio_interval(noise * [1, 3])
+    assert 2.5 < ratio.low < ratio.mean < ratio.high < 3.6 and ratio.p(1) is None
+    turned = ratio_interval((noise * [1, 3])[:, ::-1])
+    assert turned[:3] == pytest.approx((1 / ratio.mean, 1 / ratio.high, 1 / ratio.low))
 
 
 # Accuracy

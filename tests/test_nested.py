@@ -18,6 +18,7 @@ from ponderlearn._nested import (
     draw,
     leaves,
     length_mask,
+    mlp,
     n_rows,
     reduce,
     take_rows,
@@ -199,6 +200,26 @@ def test_draws_come_from_the_generator():
     assert torch.equal(free, torch.randn(4))
     assert draw(torch.rand, 2, generator=generator(), device="meta").device.type == "meta"
     assert draw(torch.rand, 2, device="meta").device.type == "meta"
+
+
+def test_mlp_is_the_network_written_out():
+    torch.manual_seed(0)
+    got = mlp(3, 5, 4, 2)
+    torch.manual_seed(0)
+    by_hand = torch.nn.Sequential(
+        torch.nn.Linear(3, 5),
+        torch.nn.ReLU(),
+        torch.nn.Linear(5, 4),
+        torch.nn.ReLU(),
+        torch.nn.Linear(4, 2),
+    )
+    assert str(got) == str(by_hand)
+    assert all(
+        torch.equal(a, b) for a, b in zip(got.parameters(), by_hand.parameters(), strict=True)
+    )
+    for sizes, error in (((3,), ValueError), ((3, 0), ValueError), ((3, 2.0), TypeError)):
+        with pytest.raises(error, match=r"^sizes must be"):
+            mlp(*sizes)
 
 
 def test_one_batch_of_sequences_for_all():
