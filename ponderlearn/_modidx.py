@@ -343,6 +343,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                    'ponderlearn.cards._fold': ('nbs/00_foundations/cards.html#_fold', 'ponderlearn/cards.py'),
                                    'ponderlearn.cards._frame': ('nbs/00_foundations/cards.html#_frame', 'ponderlearn/cards.py'),
                                    'ponderlearn.cards._kind': ('nbs/00_foundations/cards.html#_kind', 'ponderlearn/cards.py'),
+                                   'ponderlearn.cards._speed': ('nbs/00_foundations/cards.html#_speed', 'ponderlearn/cards.py'),
                                    'ponderlearn.cards.bench_table': ('nbs/00_foundations/cards.html#bench_table', 'ponderlearn/cards.py'),
                                    'ponderlearn.cards.card': ('nbs/00_foundations/cards.html#card', 'ponderlearn/cards.py'),
                                    'ponderlearn.cards.claims_table': ('nbs/00_foundations/cards.html#claims_table', 'ponderlearn/cards.py'),

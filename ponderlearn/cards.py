@@ -63,10 +63,8 @@ def _repr_html_(self: Table) -> str:
         name = self._cell("th", self.names, row[self.names], "row", fold)
         line = [name if j == self.names else self._cell("td", j, t) for j, t in enumerate(row)]
         body += f"<tr>{''.join(line)}</tr>\n"
-    label, style = (
-        escape(self.caption or "table"),
-        "caption-side:top;text-align:left;padding:.3em 0",
-    )
+    label = escape(self.caption or "table")
+    style = "caption-side:top;text-align:left;padding:.3em 0"
     caption = f'<caption style="{style}">{label}</caption>' if self.caption else ""
     return (
         f'<div role="region" aria-label="{label}" tabindex="0" '
@@ -81,9 +79,8 @@ def _frame(rows) -> tuple[list[str], list[list]]:
     if any(name is not None for name in rows.index.names):
         rows = rows.reset_index(allow_duplicates=True)
     join = lambda c: " ".join(map(str, c)).strip() if isinstance(c, tuple) else str(c)
-    return [join(c) for c in rows.columns], [
-        list(r) for r in rows.itertuples(index=False, name=None)
-    ]
+    lines = [list(row) for row in rows.itertuples(index=False, name=None)]
+    return [join(c) for c in rows.columns], lines
 
 
 def _dicts(rows) -> tuple[list[str], list[list]]:
@@ -172,19 +169,24 @@ def bench_table(
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: make bench measures it")
     found = read_json(file)
-    lines = [
-        {
-            "what": r["what"],
-            "beside": r.get("beside", found["peer"]),
-            "ours (ms)": r["ours_ms"],
-            "other (ms)": r["peer_ms"],
-            "times as fast": SimpleNamespace(mean=r["ratio"], low=r["low"], high=r["high"]),
-        }
-        for r in found["rows"]
-    ]
-    where = f"{found['machine']}, PyTorch {found['torch']}, {found['date']}"
+    try:
+        lines = [_speed(row, found["peer"]) for row in found["rows"]]
+        where = f"{found['machine']}, PyTorch {found['torch']}, {found['date']}"
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{file} is damaged ({e!r}); make bench measures it again") from e
     caption = f"Medians of interleaved runs, ratio with its 95 % interval; {where}"
     return table(lines, caption=caption, fmt={"times as fast": ".2f"})
+
+
+def _speed(row, peer):
+    "A row of the benchmark as it is shown."
+    return {
+        "what": row["what"],
+        "beside": row.get("beside", peer),
+        "ours (ms)": row["ours_ms"],
+        "other (ms)": row["peer_ms"],
+        "times as fast": SimpleNamespace(mean=row["ratio"], low=row["low"], high=row["high"]),
+    }
 
 # %% ../nbs/00_foundations/04_cards.ipynb #3fb6602d
 class Page:

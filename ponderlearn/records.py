@@ -128,12 +128,14 @@ class Rule(NamedTuple):
 
 
 def _interval(x):
-    "`x`, if it is an interval."
+    "`x`, if it is a 95 % interval."
     if not hasattr(x, "low"):
         raise TypeError(
             f"evidence must be an interval (mean, low, high), got {type(x).__name__}; "
             "for anything else write your own Rule(words, test)"
         )
+    if getattr(x, "level", 0.95) != 0.95:
+        raise ValueError(f"evidence must be a 95 % interval, got level {x.level}")
     return x
 
 # %% ../nbs/00_foundations/03_records.ipynb #16372646
@@ -418,10 +420,15 @@ def expect(
             f"rule must be a Rule such as above(0) or Rule(words, test), got {type(rule).__name__}"
         )
     _text(rule.words, "rule")
-    _text(note, "note", empty=testable)
-    paper = _plain(paper, "paper")
     found = Expectation(
-        _known(chapter), _text(claim, "claim"), paper, unit, rule, cell, testable, note
+        _known(chapter),
+        _text(claim, "claim"),
+        _plain(paper, "paper"),
+        _text(unit, "unit", empty=True),
+        rule,
+        None if cell is None else _text(cell, "cell"),
+        testable,
+        _text(note, "note", empty=testable),
     )
     _expected[(chapter, claim)] = found
     if not testable:
@@ -450,7 +457,8 @@ def expected(
     chapter: str,  # the chapter's name
 ) -> list[Expectation]:
     "What has been stated with `expect` so far."
-    return [e for (name, _), e in _expected.items() if name == _known(chapter)]
+    name = _known(chapter)
+    return [e for e in _expected.values() if e.chapter == name]
 
 
 def recorded(
