@@ -1,6 +1,7 @@
 """What a learner gets wrong: in each example call, one argument after the other gets wrong values.
 
-`python tests/mistakes.py act` lists what fails in a module and counts; tests/test_wrong_arguments.py tests it.
+`python tests/mistakes.py act` lists what fails in a module, with counts; test_wrong_arguments.py
+tests it.
 """
 
 import copy
@@ -130,10 +131,14 @@ def _tensor(x: Tensor) -> dict:
     return wrong
 
 
+def _tag(value) -> str:
+    return "10**30" if value == 10**30 else str(value)
+
+
 def _number(x) -> dict:
     wrong = {"text": lambda: str(x), "list": lambda: [x]}
     for value in (-1, 0, True, 1.5, float("nan"), float("inf"), 10**30):
-        wrong[str(value)] = lambda value=value: value
+        wrong[_tag(value)] = lambda value=value: value
     return wrong
 
 
@@ -214,7 +219,11 @@ def wrong_values(x) -> dict[str, Callable]:
         made = {"text": lambda: "float32", "integer": lambda: torch.int64}
         return none | made | {"device": lambda: torch.device("cpu")}
     if isinstance(x, type):
-        return none | {"text": lambda: "x", "number": lambda: 3, "function": lambda: lambda *a: None}
+        return none | {
+            "text": lambda: "x",
+            "number": lambda: 3,
+            "function": lambda: lambda *a: None,
+        }
     if callable(x):
         return none | _callable(x)
     if isinstance(x, Mapping):
@@ -226,30 +235,24 @@ def wrong_values(x) -> dict[str, Callable]:
 
 def _tried(call: Call, argument: str) -> dict[str, Callable]:
     "The mistakes that are tried in one argument of a call."
-    x, wrong = call.arguments[argument], None
+    x = call.arguments[argument]
     wrong = wrong_values(x)
-    legal = call.legal[argument]
     others = [t for k, v in call.arguments.items() if k != argument for t in tensors(v)]
     owner = call.f if isinstance(call.f, nn.Module) else getattr(call.f, "__self__", None)
     others += tensors(owner) if isinstance(owner, nn.Module) else []
     if not others:  # nothing that the tensor could disagree with
-        wrong.pop("meta", None), wrong.pop("meta inside", None)
+        wrong = {tag: f for tag, f in wrong.items() if not tag.startswith("meta")}
     rows = {len(t) for k, v in call.arguments.items() if k != argument for t in _rows(v)}
     if isinstance(x, Tensor) and x.ndim and len(x) not in rows:
         wrong.pop("rows", None)
     if call.optional(argument):
         wrong.pop("None")
-    named = {tag for tag in legal if isinstance(tag, str)}
-    values = [v for v in legal if not isinstance(v, str)]
-    return {t: f for t, f in wrong.items() if t not in named and not _among(t, values)}
+    legal = {_tag(v) for v in call.legal[argument]}
+    return {tag: f for tag, f in wrong.items() if tag not in legal}
 
 
 def _rows(x) -> list[Tensor]:
     return [] if isinstance(x, nn.Module) else [t for t in tensors(x) if t.ndim]
-
-
-def _among(tag: str, values: list) -> bool:
-    return any(tag == str(v) for v in values)
 
 
 # ---- what came of a call ----
@@ -385,7 +388,10 @@ def outcome(make: Callable, argument: str, tag: str, right) -> tuple[str, str]:
         if "Cannot copy out of meta tensor" in words:  # it was moved to where the others are
             return "same", words
         if tag.startswith("entry") and isinstance(error, (IndexError, RuntimeError, ValueError)):
-            return "named", words  # values are looked at where data enter; torch's own words will do
+            return (
+                "named",
+                words,
+            )  # values are looked at where data enter; torch's own words will do
         return "insides", words[:160]
     if same(right, result, loose=tag.startswith("half")):
         return "same", ""
@@ -414,9 +420,7 @@ class Failure(NamedTuple):
 
 def examples(module: str):
     "The file tests/examples/MODULE.py: its EXAMPLES and what it allows."
-    spec = importlib.util.spec_from_file_location(
-        f"examples_{module}", EXAMPLES / f"{module}.py"
-    )
+    spec = importlib.util.spec_from_file_location(f"examples_{module}", EXAMPLES / f"{module}.py")
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
@@ -437,7 +441,7 @@ def try_mistakes(name: str, make: Callable, count: Counter | None = None) -> lis
 
 
 def follows(make: Callable) -> str:
-    "What is wrong when the example runs where new tensors lie on the device meta by default; '' if nothing."
+    "What is wrong in the example where new tensors lie on the device meta by default, or ''."
     right = guarded(fresh(make))
     call = fresh(make)
 
@@ -457,14 +461,14 @@ def follows(make: Callable) -> str:
 
 
 def has_device(call: Call) -> bool:
-    "Whether a tensor, module or generator among its arguments (or its object) says where results lie."
+    "Whether a tensor, module or generator in the call says where results lie."
     owner = call.f if isinstance(call.f, nn.Module) else getattr(call.f, "__self__", None)
     values = [*call.arguments.values(), owner]
     return any(isinstance(v, (nn.Module, torch.Generator)) or tensors(v) for v in values)
 
 
 def public_names(module) -> list[str]:
-    "What needs an example: functions, classes but for plain results, and their public methods with arguments."
+    "Functions, classes but for plain results, and their public methods: all with arguments."
     found = []
     for name in module.__all__:
         x = getattr(module, name)

@@ -1,4 +1,4 @@
-"""A wrong argument is refused by its name, or changes nothing: mistakes.py tries them on the calls in examples/."""
+"""A wrong argument is refused by its name, or changes nothing (mistakes.py, examples/)."""
 
 import importlib
 import pkgutil
@@ -36,7 +36,8 @@ def test_wrong_arguments(module, name, make):
     allowed = {key for key in FILES[module].ALLOWED if key[0] == name}
     found = {(f.name, f.argument, f.mistake) for f in failures}
     left = [str(f) for f in failures if (f.name, f.argument, f.mistake) not in allowed]
-    assert not left, f"{len(left)} mistakes:\n" + "\n".join(left)
+    if left:
+        pytest.fail(f"{len(left)} mistakes:\n" + "\n".join(left), pytrace=False)
     assert allowed <= found, f"no longer to be allowed: {allowed - found}"
 
 
@@ -51,7 +52,7 @@ def test_devices(module, name, make):
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - set(WITHOUT)))
 def test_every_public_name_has_an_example(module):
-    "Names are `f`, `Class` and `Class.method`; what follows a comma tells two examples of one name apart."
+    "Names are `f`, `Class`, `Class.method`; after a comma stands what is special in a second example."
     assert module in FILES, f"tests/examples/{module}.py is missing"
     listed = {name.partition(",")[0] for name in FILES[module].EXAMPLES}
     public = set(public_names(importlib.import_module(MODULES[module])))
