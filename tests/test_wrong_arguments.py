@@ -52,7 +52,7 @@ def test_devices(module, name, make):
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - set(WITHOUT)))
 def test_every_public_name_has_an_example(module):
-    "Names are `f`, `Class`, `Class.method`; after a comma stands what is special in a second example."
+    "Names are `f`, `Class`, `Class.method`; a second example adds a comma and what is special."
     assert module in FILES, f"tests/examples/{module}.py is missing"
     listed = {name.partition(",")[0] for name in FILES[module].EXAMPLES}
     public = set(public_names(importlib.import_module(MODULES[module])))
