@@ -1,5 +1,5 @@
 import torch
-from mistakes import Call, free, ok
+from mistakes import Call, ok
 from torch import nn
 
 from ponderlearn.architectures import sire
@@ -7,7 +7,7 @@ from ponderlearn.architectures import sire
 generator = lambda: torch.Generator().manual_seed(1)
 x = lambda: torch.randn(5, 4, 2)  # (B, T, d)
 lengths = lambda: torch.tensor([4, 3, 4, 2, 1])
-groups = lambda: torch.tensor([0, 0, 1, 1])
+groups = lambda: ok(torch.tensor([0, 0, 1, 1]), "entry -1", "entry past the end")  # any labels
 rnn = lambda: sire.AggregationRNN(2, 3)
 net = lambda: sire.SetRNN(nn.GRU(2, 3, batch_first=True), nn.Linear(3, 2))
 
@@ -41,7 +41,7 @@ EXAMPLES = {
     ),
     "sire_loss": lambda: Call(
         sire.sire_loss,
-        rnn=rnn(),
+        rnn=nn.GRU(2, 3, batch_first=True),
         x=x(),
         lengths=lengths(),
         groups=groups(),
@@ -110,7 +110,7 @@ EXAMPLES = {
     "half_range": lambda: Call(sire.half_range, values=ok(torch.rand(5, 4), "axes swapped")),
     "exchange_neighbors": lambda: Call(
         sire.exchange_neighbors,
-        x=free(torch.rand(5, 4, 2)),
+        x=ok(torch.rand(5, 4, 2), "axes swapped", "width", "int", "bool"),
         share=ok(0.5, 0),
         generator=generator(),
     ),

@@ -78,7 +78,7 @@ def recover(method):
         su.recover_mask,
         entropy_fn=entropy,
         stores=[hopfield()],
-        batches=ok([torch.rand(5), torch.rand(5)], "entry less"),
+        batches=ok([torch.rand(5), torch.rand(5)], "entry less", "first alone"),
         gamma=ok(0.1, 0, 1.5, 10**30),
         lr=ok(0.1, 1.5, 10**30),
         momentum=ok(0.5, 0),
