@@ -348,10 +348,10 @@ def fresh(make: Callable) -> Call:
     return call
 
 
-def guarded(f: Callable, seconds: float = SECONDS):
+def guarded(f: Callable, seconds: float | None = None):
     "The frozen result of `f()`, or Slow after some seconds; without warnings."
     before = signal.signal(signal.SIGPROF, _alarm)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds or SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -489,9 +489,9 @@ def public_names(module) -> list[str]:
             found += [] if plain else [name]
             owners = [c for c in x.__mro__ if c.__module__.startswith("ponderlearn")]
             for key in dict.fromkeys(k for c in owners for k in vars(c) if k[0] != "_"):
-                method = inspect.getattr_static(x, key)
-                f = getattr(method, "__func__", method)
-                if inspect.isfunction(f) and len(inspect.signature(f).parameters) > 1:
+                f = getattr(x, key)  # a function, or a class method bound to x
+                own = inspect.isfunction(f) or inspect.ismethod(f)
+                if own and len(inspect.signature(f).parameters) > inspect.isfunction(f):
                     found.append(f"{name}.{key}")
         elif callable(x) and inspect.signature(x).parameters:
             found.append(name)

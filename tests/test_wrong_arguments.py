@@ -4,7 +4,18 @@ import importlib
 import pkgutil
 
 import pytest
-from mistakes import EXAMPLES, examples, follows, fresh, has_device, public_names, try_mistakes
+import torch
+from mistakes import (
+    EXAMPLES,
+    Call,
+    examples,
+    follows,
+    fresh,
+    has_device,
+    ok,
+    public_names,
+    try_mistakes,
+)
 
 import ponderlearn
 
@@ -47,7 +58,7 @@ DEVICES = [p for p in CALLS if has_device(fresh(p.values[2]))]
 @pytest.mark.parametrize(("module", "name", "make"), DEVICES)
 def test_devices(module, name, make):
     "New tensors follow the arguments to their device: here the CPU, while the default is meta."
-    assert not follows(make)
+    assert follows(make) == ""
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - set(WITHOUT)))
@@ -67,3 +78,27 @@ def test_few_are_allowed():
     assert sum(counts[m] for m in FIRST & counts.keys()) < 40
     assert all(n <= 5 for m, n in counts.items() if m not in FIRST)
     assert all(len(why) > 10 for file in FILES.values() for why in file.ALLOWED.values())
+
+
+def careless(x, n, width=None):
+    if x.ndim != 2:
+        raise ValueError(f"x must have two axes, got {x.ndim}")
+    return x[:, :n].sum(1) + torch.arange(len(x))
+
+
+def test_mistakes_are_found():
+    make = lambda: Call(careless, x=ok(torch.rand(3, 4), "axes swapped"), n=ok(2, 0, -1), width=1.5)
+    kinds = {(f.argument, f.mistake): f.kind for f in try_mistakes("careless", make)}
+    assert kinds["x", "int"] == kinds["n", "None"] == "silent"
+    assert kinds["x", "list"] == kinds["x", "text"] == kinds["n", "1.5"] == "insides"
+    assert kinds["n", "10**30"] == "insides" and kinds["n", "True"] == "insides"
+    quiet = [("x", "axis more"), ("x", "axes swapped"), ("n", "0"), ("x", "float64")]
+    assert not set(quiet) & set(kinds) and not any(argument == "width" for argument, _ in kinds)
+    assert "meta" in follows(make)
+
+
+def test_a_call_that_does_not_end_is_found(monkeypatch):
+    monkeypatch.setattr("mistakes.SECONDS", 0.2)
+    make = lambda: Call(lambda n: sum(1 for _ in range(n)), n=ok(2, 0, -1, True))
+    kinds = {f.mistake: f.kind for f in try_mistakes("count", make)}
+    assert kinds["10**30"] == "slow" and kinds["text"] == "insides" and "0" not in kinds
