@@ -216,7 +216,8 @@ def check_input(
 ) -> Tensor:
     "`x` if a layer with this weight can take it; TypeError for type or dtype, ValueError for shape or device."
     check_tensor(x, argument, shape, kind="float", nonempty=nonempty, sizes=sizes, like=like)
-    same = x.dtype == like.dtype or torch.is_autocast_enabled(x.device.type)
+    cast = x.dtype != torch.float64 and torch.amp.is_autocast_available(x.device.type)
+    same = x.dtype == like.dtype or (cast and torch.is_autocast_enabled(x.device.type))
     wanted = str(like.dtype).removeprefix("torch.")
     check(same, argument, f"be {wanted} like the weights", x, TypeError)
     return x
