@@ -312,7 +312,7 @@ def read_results(
         )
         if not (isinstance(found["chapter"], str) and whole and sound and ran):
             raise ValueError("rows and runs that do not fit")
-        as_results(**found)
+        as_results(found["chapter"], found["runs"], found["claims"])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{file} must hold results of a run, got a damaged file ({e!r})") from e
     return found
