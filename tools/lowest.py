@@ -5,8 +5,8 @@
 
 The second is for a torch from PyPI on Linux, installed without what it asks for: the large CUDA
 packages get an entry in the environment but no files, and each shared library of theirs that torch
-opens becomes an empty one (this takes a C compiler and `readelf`). What runs on a CPU is then
-tested with torch's own code; its GPU side is not."""
+opens becomes one whose functions do nothing (this takes a C compiler and `readelf`). What runs on a
+CPU is then tested with torch's own code; its GPU side is not."""
 
 import re
 import subprocess
@@ -14,10 +14,12 @@ import sys
 from configparser import ConfigParser
 from importlib.metadata import distribution, distributions
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 # ipywidgets 7 asks for any notebook: without this pip tries one after the other, all too new
 NEEDED_TO_END = ["notebook==7.0.*"]
-SMALL = ("nvidia-cuda-runtime-cu12", "nvidia-nvtx-cu12")  # real: torch calls them on a CPU too
+SMALL = ("nvidia-cuda-runtime-cu12", "nvidia-nvtx-cu12")  # torch calls them on a CPU too,
+REAL = ("libcudart.", "libnvToolsExt.", "libcuda.")  # so these stay real, as does the driver's
 
 
 def constraints() -> list[str]:
@@ -36,23 +38,43 @@ def without_cuda() -> None:
     site = Path(torch.locate_file(""))
     here = {d.name.lower() for d in distributions()}
     for line in torch.requires or []:
-        found = re.match(r"((?:nvidia-|triton)[\w-]*)==([\w.]+)", line)
+        found = re.match(r"((?:nvidia-|triton)[\w-]*) ?\(?==([\w.]+)", line)
         if found and found[1] not in here and found[1] not in SMALL:
-            name, version = found.groups()
-            info = site / f"{name.replace('-', '_')}-{version}.dist-info"
-            info.mkdir()
-            text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-            (info / "METADATA").write_text(text)
-            (info / "RECORD").write_text("")
-    folder = site / "torch" / "lib"
-    for library in list(folder.glob("*.so*")):
-        header = subprocess.run(
-            ["readelf", "-d", library], capture_output=True, text=True, check=True
-        )
-        for name in re.findall(r"NEEDED.*\[(lib(?:cu|nv|nccl)[\w.-]+)\]", header.stdout):
-            if not (folder / name).exists() and not name.startswith(("libcudart", "libnvToolsExt")):
-                command = ["cc", "-shared", f"-Wl,-soname,{name}", "-o", folder / name]
-                subprocess.run([*command, "-x", "c", "/dev/null"], check=True)
+            pretend(site, *found.groups())
+    libraries = list((site / "torch" / "lib").glob("*.so*"))
+    text = "".join(read_elf(library) for library in libraries)
+    functions = set(re.findall(r" UND ((?:cu|nv|nccl)\w+)(?:@(\S+))?", text))
+    for name in set(re.findall(r"NEEDED.*\[(lib(?:cu|nv|nccl)[\w.-]+)\]", text)):
+        if not name.startswith(REAL):
+            own = sorted(f for f, version in functions if version in ("", name))
+            empty_library(site / "torch" / "lib" / name, own)
+
+
+def pretend(site: Path, name: str, version: str) -> None:
+    "An entry for a package that is not there."
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", ""]
+    (info / "METADATA").write_text("\n".join(lines))
+    (info / "RECORD").write_text("")
+
+
+def read_elf(library: Path) -> str:
+    "What a shared library needs: its libraries and its undefined functions."
+    command = ["readelf", "--wide", "--dynamic", "--dyn-syms", library]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def empty_library(path: Path, functions: list[str]) -> None:
+    "A shared library with these functions, all of its own version; they do nothing."
+    if path.exists():
+        return
+    with TemporaryDirectory() as folder:
+        source, versions = Path(folder, "empty.c"), Path(folder, "versions")
+        source.write_text("".join(f"void {name}(void) {{}}\n" for name in functions))
+        versions.write_text(f"{path.name} {{ *; }};\n")
+        link = f"-Wl,-soname,{path.name},--version-script,{versions}"
+        subprocess.run(["cc", "-w", "-shared", "-fPIC", link, source, "-o", path], check=True)
 
 
 if __name__ == "__main__":
