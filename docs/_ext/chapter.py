@@ -19,6 +19,8 @@ from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
+from ponderlearn.catalogue import CATALOGUE
+
 log = logging.getLogger(__name__)
 SITE_PICTURE = "_images/first/site.png"
 
@@ -380,10 +382,11 @@ def finish(app, error):
     if error or app.builder.name != "html":
         return
     out = Path(app.outdir)
+    papers = sum(c.kind == "paper" for c in CATALOGUE)
     if not (out / SITE_PICTURE).exists():
         site_picture(
             out / SITE_PICTURE,
-            [app.config.project, "32 deep-learning papers to read, run and question"],
+            [app.config.project, f"{papers} deep-learning papers to read, run and question"],
         )
     if app.config.html_baseurl:
         pages = sorted(app.builder.get_target_uri(d) for d in app.env.found_docs)
