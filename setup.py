@@ -97,7 +97,7 @@ setup(
     install_requires=words["requirements"],
     extras_require={"course": course, "lab": lab, "dev": dev},
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={cfg["lib_path"]: ["py.typed", "_data/**/*"]},
+    package_data={cfg["lib_path"]: ["py.typed", "catalogue.toml", "_data/**/*"]},
     include_package_data=False,
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
