@@ -4,7 +4,7 @@ from collections import Counter
 from html import escape
 from typing import NamedTuple
 
-from ponderlearn.cards import number
+from ponderlearn.records import measured, number
 
 
 class Verdict(NamedTuple):
@@ -73,7 +73,9 @@ def tally(rows: list[dict]) -> str:
         said = f"none of {n} {claims} fails"
     else:
         said = f"{count['no']} of {n} {claims} {words('no', count['no'])}"
-    more = [f"{count[v]} {words(v, count[v])}" for v in VERDICTS if v not in ("no", "yes") and count[v]]
+    more = [
+        f"{count[v]} {words(v, count[v])}" for v in VERDICTS if v not in ("no", "yes") and count[v]
+    ]
     return ", ".join([said, *more])
 
 
@@ -87,12 +89,14 @@ def bar(rows: list[dict], most: int) -> str:
     pieces = "".join(
         f'<span class="{css(v)}" style="flex-grow:{count[v]}"></span>' for v in VERDICTS if count[v]
     )
-    return f'<span class="bar" style="width:{100 * len(rows) / most:.1f}%" aria-hidden="true">{pieces}</span>'
+    width = f"{100 * len(rows) / most:.1f}%"
+    return f'<span class="bar" style="width:{width}" aria-hidden="true">{pieces}</span>'
 
 
 def chip(verdict: str) -> str:
     v = VERDICTS[verdict]
-    return f'<span class="verdict {css(verdict)}"><span aria-hidden="true">{v.sign}</span> {v.one}</span>'
+    sign = f'<span aria-hidden="true">{v.sign}</span>'
+    return f'<span class="verdict {css(verdict)}">{sign} {v.one}</span>'
 
 
 def chips(rows: list[dict]) -> str:
@@ -124,7 +128,8 @@ def table(rows: list[dict], name: str, link) -> str:
     body = "".join(line(r, link(r)) for r in rows)
     return (
         f'<div class="table-scroll" role="region" aria-label="Claims of {escape(name)}">'
-        f'<table class="claims-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<table class="claims-table"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -157,11 +162,8 @@ def line(r: dict, address: str | None) -> str:
 
 def here(r: dict) -> str:
     "What was measured, with its interval and its p-value where there is one."
-    text = escape(number(r["here"], r["unit"]))
-    if r.get("interval"):
-        low, high = map(number, r["interval"])
-        text += f' <span class="interval">[{low}, {high}]</span>'
-    return text if r.get("p") is None else f"{text}, <span>p = {r['p']:.2g}</span>"
+    text = escape(measured(r))
+    return text if r.get("p") is None else f"{text}, p = {escape(number(r['p']))}"
 
 
 def run(r: dict) -> str:

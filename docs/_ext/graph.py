@@ -1,4 +1,4 @@
-"""What builds on what: as a drawing with a column for each level of a part, and as a list for narrow windows."""
+"""What builds on what: a drawing with a column a level, and lists for narrow windows."""
 
 from html import escape
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Place(NamedTuple):
 
 
 def places(rows: list) -> dict[str, Place]:
-    "The place of each chapter of one part: behind the prerequisite that itself has the highest level."
+    "The place of each chapter of one part: behind the prerequisite with the highest level."
     own = {c.name: c for c in rows}
     levels: dict[str, int] = {}
 
@@ -57,7 +57,7 @@ def wide(text: str) -> int:
 
 
 class Drawing:
-    "The graph of a catalogue: `rows` have name, part, short, kind, prerequisites; `href` gives a page or None."
+    "The graph of chapters (name, part, short, kind, prerequisites); `href` gives a page or None."
 
     def __init__(self, rows: list, titles: dict[int, str], href):
         self.rows, self.href = rows, href
@@ -66,9 +66,7 @@ class Drawing:
         self.parts = {n: own for n, own in self.parts.items() if own}
         self.titles = titles
         self.place = {k: p for own in self.parts.values() for k, p in places(own).items()}
-        self.edges = [
-            (p, c.name) for c in rows for p in c.prerequisites if p in self.chapters
-        ]
+        self.edges = [(p, c.name) for c in rows for p in c.prerequisites if p in self.chapters]
         self.lanes = list(dict.fromkeys(p for p, c in self.edges if self.between_parts(p, c)))
         self.measure()
 
@@ -115,7 +113,8 @@ class Drawing:
     def band(self, n: int, top: int, end: int) -> str:
         return (
             f'<rect class="band" x="0" y="{top}" width="{self.width}" height="{end - top}" rx="6"/>'
-            f'<text class="band-label" x="{self.columns[0][0]}" y="{top + 19}">{n} · {escape(self.titles[n])}</text>'
+            f'<text class="band-label" x="{self.columns[0][0]}" y="{top + 19}">'
+            f"{n} · {escape(self.titles[n])}</text>"
         )
 
     def box(self, c) -> str:
@@ -132,7 +131,7 @@ class Drawing:
         return f'<g class="{kind}"><title>{escape(c.short)}: not written yet</title>{body}</g>'
 
     def arrow(self, a: str, b: str) -> str:
-        "From a chapter to one that builds on it; never through a box: between columns, or between rows."
+        "From a chapter to one that builds on it, between columns and rows, never through a box."
         (xa, ya), (xb, yb) = self.at[a], self.at[b]
         from_level, to_level = self.place[a].level, self.place[b].level
         middle, out = BOX / 2, xa + self.columns[from_level][1]
@@ -152,9 +151,7 @@ class Drawing:
                 f"{xb - 2} {yb + middle}"
             )
         else:
-            way = (
-                f"M{out} {ya + middle} h{GAP / 3} V{yb - 4} H{before} V{yb + middle} H{xb - 2}"
-            )
+            way = f"M{out} {ya + middle} h{GAP / 3} V{yb - 4} H{before} V{yb + middle} H{xb - 2}"
         return (
             f'<path class="arrow" data-from="{a}" data-to="{b}" d="{way}" marker-end="url(#tip)"/>'
         )
@@ -162,8 +159,7 @@ class Drawing:
     def outline(self) -> str:
         "The same as nested lists: who builds on a chapter of its part stands under it."
         return "".join(
-            f'<p class="graph-part">{n} · {escape(self.titles[n])}</p>'
-            + self.branch(own, None)
+            f'<p class="graph-part">{n} · {escape(self.titles[n])}</p>' + self.branch(own, None)
             for n, own in self.parts.items()
         )
 
@@ -176,11 +172,14 @@ class Drawing:
         return f"<ul>{items}</ul>" if items else ""
 
     def item(self, c) -> str:
-        href, others = self.href(c), [
-            self.chapters[p].short
-            for p in c.prerequisites
-            if p in self.chapters and p != self.place[c.name].parent
-        ]
+        href, others = (
+            self.href(c),
+            [
+                self.chapters[p].short
+                for p in c.prerequisites
+                if p in self.chapters and p != self.place[c.name].parent
+            ],
+        )
         name = escape(c.short)
         name = (
             f'<a href="{href}">{name}</a>'

@@ -1,4 +1,4 @@
-"""The parts of the site that are made from tables: the front page, the results, the notation, the glossary."""
+"""What the site makes from tables: the front page, the results, the notation, the glossary."""
 
 import re
 import tomllib
@@ -11,8 +11,9 @@ import graph
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from ponderlearn.catalogue import CATALOGUE, PARTS, ROUTES
+from ponderlearn.catalogue import CATALOGUE, PAPERS, PARTS, ROUTES
 from ponderlearn.records import results
+
 
 def doc_of(c) -> str | None:
     "The page of a chapter, or None while it is not written."
@@ -48,15 +49,27 @@ class Html(SphinxDirective):
 # ---- the front page
 
 
+class FirstSteps(Html):
+    "The three links under the title."
+
+    def html(self):
+        first = next(c for c in PAPERS if doc_of(c))
+        return (
+            f'<p class="call"><a href="{self.link(doc_of(first))}">Read the first chapter</a>'
+            f'<a href="#where-to-begin">Choose a route</a>'
+            f'<a href="{self.link("docs/results")}">See what held</a></p>'
+        )
+
+
 class Parts(Html):
-    "The nine parts as cards, with a picture of each written chapter."
+    "The parts as cards, with a picture of each written chapter."
 
     def html(self):
         self.depend_on_notebooks()
         return '<div class="parts">' + "".join(self.part(n) for n in PARTS if n) + "</div>"
 
     def part(self, n: int) -> str:
-        _, title, blurb = PARTS[n]
+        part = PARTS[n]
         chapters = [c for c in CATALOGUE if c.part == n]
         shots, rows = [], []
         for c in chapters:
@@ -65,7 +78,8 @@ class Parts(Html):
                 rows.append(f'<li class="unwritten">{escape(c.short)}</li>')
                 continue
             rows.append(
-                f'<li><a href="{self.link(doc)}">{escape(c.short)}</a> <span class="minutes">{minutes(c)}</span></li>'
+                f'<li><a href="{self.link(doc)}">{escape(c.short)}</a> '
+                f'<span class="minutes">{minutes(c)}</span></li>'
             )
             found = page.picture_file(self.env.app, doc)
             if found:
@@ -82,8 +96,10 @@ class Parts(Html):
         return (
             f'<section class="part{" written" if strip else ""}" aria-labelledby="part-{n}">{strip}'
             f'<div class="part-text">'
-            f'<h3 id="part-{n}"><span class="part-number">{n}</span> {escape(title)}{state}</h3>'
-            f"<p>{escape(blurb[0].upper() + blurb[1:])}.</p><ul>{''.join(rows)}</ul></div></section>"
+            f'<h3 id="part-{n}"><span class="part-number">{n}</span> '
+            f"{escape(part.title)}{state}</h3>"
+            f"<p>{escape(part.about[0].upper() + part.about[1:])}.</p>"
+            f"<ul>{''.join(rows)}</ul></div></section>"
         )
 
 
@@ -194,7 +210,7 @@ def anchors(path: Path) -> dict[str, str]:
 
 
 class Notation(SphinxDirective):
-    "The symbols: what they mean, their name in code, where they come from. From docs/notation.toml."
+    "The symbols: meaning, name in code, where they come from. From docs/notation.toml."
 
     def run(self):
         path = Path(self.env.srcdir) / "docs" / "notation.toml"
@@ -250,13 +266,11 @@ class Glossary(SphinxDirective):
 
 
 def contents(srcdir: Path) -> str:
-    "The hidden tables of contents of the front page: a part that has notebooks, in the catalogue's order."
+    "The front page's hidden tables of contents: the parts that have notebooks, as catalogued."
     out = []
     for n, part in PARTS.items():
         written = [c for c in CATALOGUE if c.part == n and c.notebook]
-        names = [
-            f"{c.short} </{doc_of(c)}>" for c in written if (srcdir / c.notebook).exists()
-        ]
+        names = [f"{c.short} </{doc_of(c)}>" for c in written if (srcdir / c.notebook).exists()]
         if names:
             caption = part.title if n == 0 else f"{n} · {part.title}"
             out.append(toctree(caption, names))
@@ -275,7 +289,7 @@ CAPTION = re.compile(r'<p [^>]*class="caption"[^>]*><span class="caption-text">(
 
 
 def fold_parts(sidebar: str) -> str:
-    "The sidebar with each part under a fold; that of the page is open, and so is the last, the reference."
+    "The sidebar with each part under a fold; open are the page's own and the last, the reference."
     before, *pieces = CAPTION.split(sidebar)
     parts = list(zip(pieces[::2], pieces[1::2], strict=True))
     folds = [
@@ -300,6 +314,7 @@ def new_pages(app, env, added, changed, removed):
 
 def setup(app):
     for name, directive in (
+        ("first-steps", FirstSteps),
         ("parts", Parts),
         ("routes", Routes),
         ("prerequisites", Graph),
