@@ -38,7 +38,7 @@ def interleaved(
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds[i, j] = time.perf_counter() - start
-    mine, peer = np.median(seconds, axis=0)
+    mine, peer = np.median(seconds, axis=0).tolist()
     ratio = ratio_interval(seconds)
     return {
         "ours_ms": round(1e3 * mine, 3),

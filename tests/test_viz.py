@@ -3,20 +3,18 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import ipywidgets
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ponderlearn import viz
+from ponderlearn import cards, viz
 from ponderlearn.metrics import paired_interval
 
 matplotlib.use("Agg")
@@ -126,11 +124,6 @@ def test_dots_horizontal_puts_scores_on_x():
             r"^images must all have one shape",
         ),
         (lambda: viz.image_grid(torch.zeros(2, 4, 4), ["one"]), r"^titles must have 2 names"),
-        (lambda: viz.table([]), r"^rows must hold at least one row"),
-        (
-            lambda: viz.table([{"a": 1}], fmt={"b": ".2f"}),
-            r"^fmt must name columns of the table \(a\), got \['b'\]$",
-        ),
     ],
 )
 def test_messages(call, message):
@@ -153,67 +146,9 @@ def test_image_grid_draws_all_on_one_scale(shape):
 # Tables
 
 
-class Cells(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        if self.open and self.open[-1][0] in ("th", "td", "caption"):
-            self.found.append((self.open[-1][0], self.open[-1][1].get("scope"), data))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag
-
-
-def test_table_has_headings_with_scope_and_a_caption():
-    made = viz.table(
-        [{"arm": "a<b", "loss": 0.12345, "n": 5, "ok": True}, {"arm": "c", "loss": None, "n": 6}],
-        caption='Losses & "more"',
-        fmt={"loss": ".2f"},
-    )
-    found = Cells(made._repr_html_()).found
-    assert found[0] == ("caption", None, 'Losses & "more"')
-    assert [f for f in found if f[1] == "col"] == [
-        ("th", "col", c) for c in ("arm", "loss", "n", "ok")
-    ]
-    assert [f for f in found if f[1] == "row"] == [("th", "row", "a<b"), ("th", "row", "c")]
-    assert [text for tag, _, text in found if tag == "td"] == ["0.12", "5", "yes", "–", "6", "–"]
-
-
-def test_table_as_text_is_aligned():
-    lines = repr(
-        viz.table([{"arm": "a", "n": 5}, {"arm": "long", "n": 12}], caption="Count")
-    ).splitlines()
-    assert lines == ["Count", "arm    n", "----  --", "a      5", "long  12"]
-
-
-def test_table_from_a_dataframe_with_groups():
-    frame = pd.DataFrame({"arm": ["a", "a", "b"], "loss": [1.0, 2.0, 4.0]})
-    made = viz.table(frame.groupby("arm").agg(["mean", "size"]), fmt=".1f")
-    assert made.columns == ["arm", "loss mean", "loss size"]
-    assert made.cells == [["a", "1.5", "2"], ["b", "4.0", "1"]]
-    assert viz.table(frame).columns == ["arm", "loss"]
-    assert viz.table(
-        [{"x": np.float32(0.5), "y": np.int64(3), "z": torch.tensor(2.0), "i": (0.1, np.nan)}]
-    ).cells == [["0.5", "3", "2", "[0.1, –]"]]
-
-
-def test_table_formats_by_function():
-    rows = [{"x": "a", "loss": 0.5, "n": 3}]
-    assert viz.table(rows, fmt={"loss": lambda v: f"{v:.0%}", "n": "03d"}).cells == [
-        ["a", "50%", "003"]
-    ]
-    assert viz.table(rows, fmt=lambda v: f"<{v}>").cells == [["<a>", "<0.5>", "3"]]
-
-
-def test_table_refuses_what_is_no_table():
-    with pytest.raises(TypeError, match=r"^rows must be a list of dicts or a DataFrame, got "):
-        viz.table([1, 2])
+def test_the_table_is_the_one_of_the_cards():
+    assert viz.table is cards.table and viz.Table is cards.Table
+    assert {"table", "Table"} <= set(viz.__all__)
 
 
 # Frames
