@@ -222,6 +222,7 @@ class Claim(NamedTuple):
     cell: str | None  # label of the cell that measured it
     note: str  # a remark
     p: float | None = None  # p-value of the rule's null hypothesis, before Holm's correction
+    timing: bool = False  # whether it measures time, which no second run measures alike
 
 # %% ../nbs/00_foundations/03_records.ipynb #b29c6a24
 def measured(
@@ -295,6 +296,7 @@ def record(
     cell: str | None = None,  # label of the cell that measured it
     note: str = "",  # a remark
     p: float | None = None,  # p-value of the rule's null hypothesis
+    timing: bool = False,  # whether it measures time
 ) -> Claim:
     """Record what was measured for a claim at the present scale and device; replaces an older one.
 
@@ -315,6 +317,7 @@ def record(
         None if cell is None else _text(cell, "cell"),
         _text(note, "note", empty=True),
         None if p is None else _plain(p, "p"),
+        bool(timing),
     )
     _recorded[(_known(chapter), row.claim, row.scale, row.device)] = row
     if os.environ.get("PONDERLEARN_RECORD"):
@@ -345,6 +348,7 @@ class Expectation(NamedTuple):
     cell: str | None  # label of the cell that measures it
     testable: bool  # whether it can be tested at this size
     note: str  # a remark; why it cannot be tested
+    timing: bool = False  # whether it measures time
 
     def record(
         self,
@@ -364,6 +368,7 @@ class Expectation(NamedTuple):
             here = here.mean
         facts = {"unit": self.unit, "rule": self.rule.words, "holds": holds, "cell": self.cell}
         facts |= {"interval": interval, "seeds": seeds, "n_seeds": n_seeds, "p": p}
+        facts["timing"] = self.timing
         note = "; ".join(filter(None, (self.note, note)))
         return record(self.chapter, self.claim, paper=self.paper, here=here, note=note, **facts)
 
@@ -413,6 +418,7 @@ def expect(
     cell: str | None = None,  # label of the cell that will measure it
     testable: bool = True,  # False: declared before the run as not testable at this size
     note: str = "",  # a remark; with testable=False it must say why
+    timing: bool = False,  # whether it measures time, which no second run measures alike
 ) -> Expectation:
     "State a claim and its rule before the run; ValueError or TypeError as in `record`."
     if not isinstance(rule, Rule):
@@ -429,6 +435,7 @@ def expect(
         None if cell is None else _text(cell, "cell"),
         testable,
         _text(note, "note", empty=testable),
+        timing,
     )
     _expected[(chapter, claim)] = found
     if not testable:

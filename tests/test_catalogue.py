@@ -82,7 +82,8 @@ def test_the_foundations_have_the_numbers_of_their_files():
     paths = [catalogue.notebook_path(c) for c in CATALOGUE if c.part == 0]
     names = "before_you_start course catalogue records cards check nested data training metrics viz"
     assert paths == [
-        f"nbs/00_foundations/{i:02d}_{name}.ipynb" for i, name in enumerate([*names.split(), "cli"])
+        f"nbs/00_foundations/{i:02d}_{name}.ipynb"
+        for i, name in enumerate([*names.split(), "cli", "execution"])
     ]
     assert chapter("check").module == "ponderlearn._check"
     assert chapter("nested").module == "ponderlearn._nested"
