@@ -379,13 +379,10 @@ def _report_error(name, folder, done):
 def _finish(name, folder, done, commit, verify):
     "Compare and store, if asked to; print the table of claims and what to do next."
     console, header, stored = _console(), ["claim", "what", "stored", "now"], []
-    try:
-        wrong, allowed = verified(name, done) if verify else ([], [])
-        known = records.results(name) if name in _names("") else []
-        if (commit or verify) and not wrong:
-            stored = _store(name, done)
-    except ValueError as e:
-        _fail(e)
+    wrong, allowed = verified(name, done) if verify else ([], [])
+    known = records.results(name) if name in _names("") else []
+    if (commit or verify) and not wrong:
+        stored = _store(name, done)
     for text, rows in (("Not as stored:", wrong), ("Changed, and may:", allowed)):
         if rows:
             console.print(f"\n{text}")
@@ -562,15 +559,12 @@ def results(
 ) -> None:
     "Show the committed claims: the paper's number, ours, and whether the claim holds."
     names = [_find(chapter).name] if chapter else [c.name for c in CATALOGUE if c.notebook]
-    try:
-        if add:
-            _add(add)
-        elif stale:
-            _stale(names)
-        else:
-            _show(records.results(chapter))
-    except ValueError as e:
-        _fail(e)
+    if add:
+        _add(add)
+    elif stale:
+        _stale(names)
+    else:
+        _show(records.results(chapter))
 
 
 def _show(claims):
@@ -702,12 +696,12 @@ def doctor() -> None:
 
 # %% ../nbs/00_foundations/11_cli.ipynb #2930014c
 def main() -> None:
-    "Entry point of the command `ponderlearn`: a missing extra or a full disk is one sentence and exit status 1."
+    "Entry point of the command `ponderlearn`: what goes wrong is one sentence and exit status 1."
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
     try:
         app()
-    except (ImportError, OSError) as e:
+    except (ImportError, OSError, ValueError) as e:
         if isinstance(e, ModuleNotFoundError):
             raise
         print(f"error: {e}", file=sys.stderr)

@@ -60,12 +60,12 @@ def _runs(cell):
 
 
 def _python(source):
-    "A cell's source; as a string where it is no Python."
+    "A cell's source; as text in a tuple where it is no Python."
     try:
         ast.parse(source)
         return source
     except SyntaxError:
-        return repr(source)
+        return f"({source!r},)"
 
 
 def fingerprint(
@@ -320,15 +320,15 @@ def add_results(
 ) -> Path:
     "Merge rows that were measured elsewhere; ValueError for a damaged file, other code, an unknown chapter."
     found = _sound(file, read_json(file))
-    name, rows, (run, *others) = found["chapter"], found["claims"], found["runs"]
-    place = [(r["scale"], r["device"]) for r in [run, *rows]]
-    lacking = [f for row in rows for f in Claim._fields if f not in row]
-    if others or lacking or len(set(place)) > 1 or run["scale"] not in SCALES:
-        raise ValueError(
-            f"{file} must hold one run and its rows, got others or rows without {lacking}"
-        )
-    path = chapter(name).notebook
-    if not path or run["fingerprint"] != fingerprint(read_json(catalogue.course_root() / path)):
+    name, runs, rows = found["chapter"], found["runs"], found["claims"]
+    lacking = {f for row in rows for f in Claim._fields if f not in row}
+    if lacking:
+        raise ValueError(f"{file} must hold whole rows, got some without {', '.join(lacking)}")
+    places = {(r["scale"], r["device"]) for r in [*runs, *rows]}
+    if len(runs) != 1 or len(places) != 1 or runs[0]["scale"] not in SCALES:
+        raise ValueError(f"{file} must hold one run and its rows, got {sorted(places)}")
+    path, (run,) = chapter(name).notebook, runs
+    if not path or run.get("fingerprint") != fingerprint(read_json(catalogue.course_root() / path)):
         raise ValueError(f"{file} must come from the code of {path}, got a run of other code")
     return store_results(name, run, rows)
 
