@@ -700,7 +700,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
     try:
-        app()
+        app(prog_name="ponderlearn")
     except (ImportError, OSError, ValueError) as e:
         if isinstance(e, ModuleNotFoundError):
             raise

@@ -529,13 +529,12 @@ def test_runs_at_the_same_time_record_in_folders_of_their_own(course, monkeypatc
 
 # Signals
 
-SLOW = """import os, time, joblib
+BEFORE = "print('before')"
+SLOW = """import os, time
 from pathlib import Path
-def wait(i):
-    Path(f"pid-{os.getpid()}").touch()
-    time.sleep(60)
-print("before")
-wait_here = joblib.Parallel(2)(joblib.delayed(wait)(i) for i in range(2))"""
+os.fork()
+Path(f"pid-{os.getpid()}").touch()
+time.sleep(600)"""
 
 
 def alive(pid):
@@ -554,8 +553,8 @@ def wait_for(condition, seconds=60):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
-def test_signals_stop_a_run_and_its_workers(tmp_path):
-    nbformat.write(notebook(SLOW), tmp_path / "slow.ipynb")
+def test_nothing_outlives_a_run_that_is_stopped_or_killed(tmp_path):
+    nbformat.write(notebook(BEFORE, SLOW), tmp_path / "slow.ipynb")
     command = [
         sys.executable,
         "-c",
@@ -563,23 +562,46 @@ def test_signals_stop_a_run_and_its_workers(tmp_path):
         "run",
         "slow.ipynb",
     ]
-    statuses = {"SIGTERM": 143, "SIGHUP": 129, "SIGINT": 130, "SIGKILL": -9}
+    statuses = {"SIGTERM": 143, "SIGKILL": -9}
     options = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     started = {s: subprocess.Popen([*command, "--out", s], text=True, **options) for s in statuses}
     workers = {s: lambda s=s: list((tmp_path / s).glob("pid-*")) for s in statuses}
     for name, process in started.items():
         wait_for(lambda name=name: len(workers[name]()) == 2)
         process.send_signal(getattr(signal, name))
-    for name, process in started.items():
-        said = process.communicate(timeout=60)[1].splitlines()
-        assert process.returncode == statuses[name]
+    said = {name: process.communicate(timeout=60)[1] for name, process in started.items()}
+    assert {name: process.returncode for name, process in started.items()} == statuses
+    for name in started:
         wait_for(lambda name=name: not any(alive(f.name[4:]) for f in workers[name]()), 20)
-        if name != "SIGKILL":
-            sentence = f"error: slow was stopped by {name}; what was computed so far is in "
-            assert said[-1] == f"{sentence}{name}/slow.ipynb"
-            partial = nbformat.read(tmp_path / name / "slow.ipynb", 4)
-            assert "before" in partial.cells[1].outputs[0].text
-    assert not [f for f in os.listdir("/dev/shm") if f"_{started['SIGTERM'].pid}_" in f]
+    sentence = (
+        "error: slow was stopped by SIGTERM; what was computed so far is in SIGTERM/slow.ipynb"
+    )
+    assert said["SIGTERM"].splitlines()[-1] == sentence
+    partial = nbformat.read(tmp_path / "SIGTERM" / "slow.ipynb", 4)
+    assert "before" in partial.cells[1].outputs[0].text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_signal_has_its_exit_status(course, monkeypatch, name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    def stopped(*_):  # as `execute` leaves what was stopped
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt as e:
+            os.kill(os.getpid(), number)  # a second one changes nothing
+            return Execution(notebook("1"), {}, [], e, None)
+
+    monkeypatch.setattr(cli, "execute", stopped)
+    shown = course("run", "act", status=128 + number)
+    kept = "what was computed so far is in _runs/act-full/act.ipynb"
+    assert shown.splitlines()[-1] == f"error: act was stopped by {name}; {kept}"
+    assert Path("_runs/act-full/act.ipynb").is_file() and signal.getsignal(number) is before
+    monkeypatch.setattr(cli, "execute", lambda *_: os.kill(os.getpid(), number))
+    assert f"error: act was stopped by {name}\n" in course("run", "act", status=128 + number)
 
 
 # Storing
@@ -666,7 +688,9 @@ BAD = {
     "must come from the code of": {"runs": [RUN | {"fingerprint": "other"}]},
     "is damaged": {"claims": [{"claim": "six"}]},
     "must hold one run and its rows": {"claims": [ROW | {"device": "cuda"}]},
-    "must hold whole rows, got some without note": {"claims": [{k: v for k, v in ROW.items() if k != "note"}]},
+    "must hold whole rows, got some without note": {
+        "claims": [{k: v for k, v in ROW.items() if k != "note"}]
+    },
     "must hold one run and its rows, got [('full', 'cpu')]": {"runs": []},
 }
 
