@@ -612,6 +612,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                      'ponderlearn.records._ends': ('nbs/00_foundations/records.html#_ends', 'ponderlearn/records.py'),
                                      'ponderlearn.records._interval': ( 'nbs/00_foundations/records.html#_interval',
                                                                         'ponderlearn/records.py'),
+                                     'ponderlearn.records._is_interval': ( 'nbs/00_foundations/records.html#_is_interval',
+                                                                           'ponderlearn/records.py'),
                                      'ponderlearn.records._known': ('nbs/00_foundations/records.html#_known', 'ponderlearn/records.py'),
                                      'ponderlearn.records._open': ('nbs/00_foundations/records.html#_open', 'ponderlearn/records.py'),
                                      'ponderlearn.records._plain': ('nbs/00_foundations/records.html#_plain', 'ponderlearn/records.py'),

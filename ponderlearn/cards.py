@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from . import catalogue
 from .catalogue import chapter, links, read_json
-from .records import _python, expected, measured, number, recorded, scale
+from .records import _is_interval, _python, expected, measured, number, recorded, scale
 
 # %% ../nbs/00_foundations/04_cards.ipynb #85fd2a93
 class Table:
@@ -126,7 +126,7 @@ def _kind(x) -> str:
         return "other"
     if isinstance(x, int):
         return "int"
-    return "number" if isinstance(x, float) or hasattr(x, "low") else "other"
+    return "number" if isinstance(x, float) or _is_interval(x) else "other"
 
 # %% ../nbs/00_foundations/04_cards.ipynb #efb3ab84
 def rules_table(

@@ -57,7 +57,7 @@ class Chapter(NamedTuple):
     title: str  # the paper's title, or the notebook's
     short: str  # a title that fits a box
     claim: str  # what it claims, in one sentence
-    module: str  # the module made from it, e.g. "ponderlearn.adaptive.act"
+    module: str  # the module made from it, e.g. "ponderlearn.adaptive.act", or ""
     authors: str = ""  # the paper's authors, separated by commas
     year: int | None = None  # of the venue, else of the preprint
     venue: str = ""  # where it appeared
@@ -99,7 +99,8 @@ def _chapters(part: int, table: dict, review: dict) -> list[Chapter]:
     found = []
     for number, row in enumerate(rows, int(rows[0]["kind"] == "paper")):
         row |= {"part": part, "number": number, "short": row.get("short", row["title"])}
-        row["module"] = f"ponderlearn.{package}{row.get('module', row['name'])}"
+        module = row.get("module", row["name"])
+        row["module"] = module and f"ponderlearn.{package}{module}"
         row["prerequisites"] = tuple(row.get("prerequisites", ()))
         if "review" in row:
             row["review"] = Review(**review | row["review"])
