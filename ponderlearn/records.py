@@ -33,7 +33,7 @@ def scale() -> str:
         raise ValueError(f"PONDERLEARN_SCALE must be one of 'quick', 'full', 'gpu', got {value!r}")
     return value
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #023ec81a
 def by_scale(
     *,
     full: dict,  # the numbers at full scale: all names stand here
@@ -74,7 +74,7 @@ def _python(x):
         return x
     return x.item() if all(k == 1 for k in x.shape) else x.tolist()
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #85dba335
 def _digits(x) -> str:
     "A number with three significant digits, and all those before the point."
     if x == 0 or isinstance(x, int):
@@ -109,14 +109,14 @@ def number(
         return str(x)
     return f"{text} {unit}".rstrip()
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #865c3c97
 def _ends(x, spec=None) -> str:
     "The ends of an interval as text; nothing if they are NaN."
     return "" if _open(x) else number((x.low, x.high), spec=spec)
 
 
 def _is_interval(x) -> bool:
-    "Whether `x` has three numbers mean, low and high (a DataFrame may have columns of these names)."
+    "Whether `x` has three numbers mean, low and high; columns of these names do not count."
     return all(isinstance(getattr(x, name, None), Real) for name in ("mean", "low", "high"))
 
 
@@ -132,7 +132,7 @@ class Rule(NamedTuple):
     test: Callable  # evidence -> bool, or one of HOLDS
     null: float | None = None  # value under the null hypothesis, if a p-value makes sense
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #729245c7
 def _interval(x):
     "`x`, if it is a 95 % interval."
     if not _is_interval(x):
@@ -152,7 +152,7 @@ def above(
     words = f"the 95 % interval lies above {number(bound)}"
     return Rule(words, lambda x: _interval(x).low > bound, bound)
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #836e3545
 def below(
     bound: float,  # in the unit of the evidence
 ) -> Rule:
@@ -160,7 +160,7 @@ def below(
     words = f"the 95 % interval lies below {number(bound)}"
     return Rule(words, lambda x: _interval(x).high < bound, bound)
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #8476d619
 def within(
     low: float,  # in the unit of the evidence
     high: float,  # at least `low`
@@ -181,7 +181,7 @@ HOLDS = (
     "not tested at this scale",
 )
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #8e67852d
 def _verdict(holds) -> str:
     "`holds` as one of HOLDS."
     holds = _scalar(holds, "holds")
@@ -192,7 +192,7 @@ def _verdict(holds) -> str:
         )
     return holds
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #d6b25cc2
 @patch
 def verdict(
     self: Rule,
@@ -238,6 +238,11 @@ def measured(
     ends = row.get("interval")
     return f"{number(row['here'], row['unit'])} {number(tuple(ends)) if ends else ''}".rstrip()
 
+# %% ../nbs/00_foundations/03_records.ipynb #5ac93daf
+@patch
+def __repr__(self: Claim) -> str:
+    return f"{self.holds}: {self.claim} – here: {measured(self._asdict())} – if {self.rule}"
+
 # %% ../nbs/00_foundations/03_records.ipynb #a46f046e
 def _plain(x, argument):
     "`x` as a finite Python number or text."
@@ -248,7 +253,7 @@ def _plain(x, argument):
         raise ValueError(f"{argument} must be finite, or say in words what happened, got {x}")
     return x
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #43085803
 def _text(x, argument, empty=False):
     "`x`, if it is text."
     if not isinstance(x, str):
@@ -269,7 +274,7 @@ def _span(interval):
         raise ValueError(f"interval must be (low, high), got {ends}")
     return float(ends[0]), float(ends[1])
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #63dedc29
 def _counted(n_seeds, seeds):
     "The number of seeds and the seeds, as Python integers; either may be None."
     try:
@@ -335,7 +340,7 @@ def _known(name):
     "`name`, if it is a chapter's."
     return chapter(name).name
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #2df3b958
 def _write(name, folder):
     "Write the claims of a chapter that this process has recorded."
     rows = [c._asdict() for key, c in _recorded.items() if key[0] == name]
@@ -392,7 +397,7 @@ def decide(
     tested = self.rule.null is not None and _is_interval(evidence) and hasattr(evidence, "p")
     return self.rule.verdict(evidence), evidence.p(self.rule.null) if tested else None
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #5c2f37fb
 @patch
 def condition(self: Expectation) -> str:
     "When the claim holds, or why it cannot be tested."
@@ -473,7 +478,7 @@ def expected(
     name = _known(chapter)
     return [e for e in _expected.values() if e.chapter == name]
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #8a5e7a14
 def recorded(
     chapter: str,  # the chapter's name
 ) -> list[dict]:
@@ -498,7 +503,7 @@ def _sound(file, found) -> dict:
         raise ValueError(f"{file} is damaged (a row stands twice); restore it with git")
     return found
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #6a196410
 def _stored(name) -> dict:
     "The committed results of a chapter: {'chapter', 'runs', 'claims'}."
     file = catalogue.course_root() / "results" / f"{name}.json"
@@ -521,7 +526,7 @@ def runs(
         found = found + read_json(now)["runs"]
     return list({(r["scale"], r["device"]): r for r in found}.values())
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #1dbca128
 def results(
     chapter: str | None = None,  # a chapter's name; all chapters if None
 ) -> list[dict]:

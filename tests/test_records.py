@@ -238,6 +238,9 @@ def test_one_object_from_the_sentence_to_the_row():
         "p": 0.01,
         "timing": False,
     }
+    assert repr(row) == (
+        "yes: ACT <wins> – here: 3.1 points [0.4, 5.8] – if the 95 % interval lies above 0"
+    )
     assert interval.asked == [0] and measured(row._asdict()) == "3.1 points [0.4, 5.8]"
 
 
