@@ -115,6 +115,13 @@ def test_prerequisites_come_before():
     assert chapter("swav").prerequisites == ("infonce", "sinkhorn")
 
 
+@pytest.mark.parametrize("file", ["settings.ini", "index.ipynb", "README.md", "CITATION.cff"])
+def test_the_number_of_papers_is_the_same_in_prose(file):
+    path = Path(catalogue.__file__).parents[1] / file
+    found = re.findall(r"(\d+) (?:deep-learning )?papers", path.read_text(encoding="utf-8"))
+    assert found and set(found) == {str(len(PAPERS))}
+
+
 def test_routes_lead_through_chapters_that_exist():
     assert len(ROUTES) >= 3 and all(r.title and r.time and r.gain and r.stops for r in ROUTES)
     assert all(chapter(s.chapter) and s.what for r in ROUTES for s in r.stops)
