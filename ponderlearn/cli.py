@@ -28,8 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 import ponderlearn
-from . import course
-from .course import CATALOGUE, PARTS, SCALES, course_root, in_checkout, write_atomic
+from . import catalogue, records
+from .catalogue import CATALOGUE, PARTS, settings, write_atomic
 from ponderlearn.execution import (
     add_results,
     as_results,
@@ -39,9 +39,9 @@ from ponderlearn.execution import (
     read_notebook,
     store_outputs,
     store_results,
-    stored_results,
     verified,
 )
+from .records import SCALES, measured, number
 
 # %% ../nbs/00_foundations/11_cli.ipynb #60779c68
 app = typer.Typer(
@@ -81,14 +81,16 @@ def _table(header, rows):
 def list_chapters() -> None:
     "List the chapters: what is written, how long it takes to read and to run."
     console = _console()
-    for part, (_, title, blurb) in PARTS.items():
-        console.print(f"\n{part}  {title}: {blurb}", style="bold")
+    header = ["name", "title", "to read", "to run"][: 4 if console.width > 70 else 2]
+    for n, part in PARTS.items():
+        console.print(f"\n{n}  {part.title}: {part.about}", style="bold")
         rows = []
-        for c in (c for c in CATALOGUE if c.part == part):
+        for c in (c for c in CATALOGUE if c.part == n):
             read = f"{c.minutes} min" if c.notebook else "not written yet"
             run = ", ".join(f"{s} {t:.0f} s" for s, t in c.seconds.items() if t is not None)
-            rows.append([c.name, f"{c.title} ({c.year})" if c.year else c.title, read, run])
-        console.print(_table(["name", "title", "to read", "to run"], rows))
+            title = c.short if len(header) < 4 else c.title
+            rows.append([c.name, f"{title} ({c.year})" if c.year else title, read, run])
+        console.print(_table(header, [row[: len(header)] for row in rows]))
 
 # %% ../nbs/00_foundations/11_cli.ipynb #f5f04e55
 def _fail(message, status=1):
@@ -101,7 +103,7 @@ def _fail(message, status=1):
 def _find(name):
     "The chapter with this name, or an error with the nearest."
     try:
-        return course.chapter(name)
+        return catalogue.chapter(name)
     except ValueError as e:
         _fail(e, 2)
 
@@ -281,7 +283,7 @@ def run(
     "Execute a chapter in front of you; leaves the executed notebook, an HTML page and a table of claims."
     name, path = _source(chapter)
     scale = _scale(scale)
-    folder = out or Path("_runs" if in_checkout() else "runs") / f"{name}-{scale}"
+    folder = out or Path("_runs" if catalogue.in_checkout() else "runs") / f"{name}-{scale}"
     _check_run(path, folder, name, chapter, commit, verify)
     _console().print(f"Running {name} at scale {scale}")
     try:
@@ -304,13 +306,13 @@ def _source(chapter):
     c = _find(chapter)
     if c.notebook is None:
         _fail(f"the chapter {c.name!r} is announced but not written yet; see: ponderlearn list")
-    return c.name, course_root() / c.notebook
+    return c.name, catalogue.course_root() / c.notebook
 
 
 def _scale(scale):
     "The scale asked for, checked."
     try:
-        scale = scale or course.scale()
+        scale = scale or records.scale()
     except ValueError as e:
         _fail(e, 2)
     if scale not in SCALES:
@@ -323,7 +325,7 @@ def _check_run(path, folder, name, chapter, commit, verify):
     option = "--commit" if commit else "--verify"
     if (commit or verify) and chapter.endswith(".ipynb"):
         _fail(f"{option} takes a chapter's name, not a file", 2)
-    if (commit or verify) and not in_checkout():
+    if (commit or verify) and not catalogue.in_checkout():
         _fail(
             f"{option} writes into the repository, and this ponderlearn is installed from a "
             "package; use it in a checkout (see CONTRIBUTING.md)"
@@ -377,13 +379,10 @@ def _report_error(name, folder, done):
 def _finish(name, folder, done, commit, verify):
     "Compare and store, if asked to; print the table of claims and what to do next."
     console, header, stored = _console(), ["claim", "what", "stored", "now"], []
-    try:
-        wrong, allowed = verified(name, done) if verify else ([], [])
-        known = stored_results(name)["claims"]
-        if (commit or verify) and not wrong:
-            stored = _store(name, done)
-    except ValueError as e:
-        _fail(e)
+    wrong, allowed = verified(name, done) if verify else ([], [])
+    known = records.results(name) if name in _names("") else []
+    if (commit or verify) and not wrong:
+        stored = _store(name, done)
     for text, rows in (("Not as stored:", wrong), ("Changed, and may:", allowed)):
         if rows:
             console.print(f"\n{text}")
@@ -397,7 +396,7 @@ def _finish(name, folder, done, commit, verify):
 
 def _store(name, done):
     "Store outputs, at full, and results; the files written."
-    path = course_root() / course.chapter(name).notebook
+    path = catalogue.course_root() / catalogue.chapter(name).notebook
     files = [store_outputs(path, done)] if done.run["scale"] == "full" else []
     return [*files, store_results(name, done.run, done.claims)] if done.claims else files
 
@@ -405,13 +404,13 @@ def _store(name, done):
 def _report(name, folder, done, known):
     "Print the table of claims beside those `known`, and where everything lies."
     console, run = _console(), done.run
-    full = {r["claim"]: course._measured(r) for r in known if r["scale"] == "full"}
+    full = {r["claim"]: measured(r) for r in known if r["scale"] == "full"}
     rows = [
         [
             r["claim"],
-            course._number(r["paper"], r["unit"]),
+            number(r["paper"], r["unit"]),
             full.get(r["claim"], "not committed"),
-            course._measured(r),
+            measured(r),
             r["holds"],
         ]
         for r in done.claims
@@ -423,7 +422,7 @@ def _report(name, folder, done, known):
     console.print(f"\n{name} took {run['seconds']:.0f} s on {run['device']} at {run['scale']}.")
     console.print(f"Executed notebook: {folder / name}.ipynb", soft_wrap=True)
     console.print(f"HTML page:         {folder / name}.html", soft_wrap=True)
-    open_it = "make lab" if in_checkout() else "ponderlearn lab"
+    open_it = "make lab" if catalogue.in_checkout() else "ponderlearn lab"
     console.print(f"Open the course in JupyterLab with: {open_it}")
 
 # %% ../nbs/00_foundations/11_cli.ipynb #8433e2a8
@@ -443,7 +442,7 @@ def without_solutions(
 
 def _copies(solutions):
     "Relative path -> bytes of all that a reader gets."
-    root = course_root()
+    root = catalogue.course_root()
     for path in sorted([root / "index.ipynb", *(root / "nbs").rglob("*.ipynb")]):
         if path.is_file() and ".ipynb_checkpoints" not in path.parts:
             data = path.read_bytes()
@@ -523,7 +522,7 @@ def lab(
     "Copy the course into a folder of yours and open it in JupyterLab; files that you changed are kept."
     if open_lab:
         need("jupyterlab")
-    folder = folder or Path("_runs/course" if in_checkout() else "ponderlearn-course")
+    folder = folder or Path("_runs/course" if catalogue.in_checkout() else "ponderlearn-course")
     written, kept = copy_course(folder, solutions)
     console = _console()
     many = f"{len(written)} files new or renewed"
@@ -559,30 +558,27 @@ def results(
     ] = None,
 ) -> None:
     "Show the committed claims: the paper's number, ours, and whether the claim holds."
-    chosen = [_find(chapter)] if chapter else CATALOGUE
-    try:
-        if add:
-            _add(add)
-        elif stale:
-            _stale([c.name for c in chosen if c.notebook])
-        else:
-            _show([(c.name, row) for c in chosen for row in stored_results(c.name)["claims"]])
-    except ValueError as e:
-        _fail(e)
+    names = [_find(chapter).name] if chapter else [c.name for c in CATALOGUE if c.notebook]
+    if add:
+        _add(add)
+    elif stale:
+        _stale(names)
+    else:
+        _show(records.results(chapter))
 
 
 def _show(claims):
-    "Print the table of claims: pairs of a chapter and a row."
+    "Print the table of claims."
     rows = [
         [
-            name,
+            r["chapter"],
             r["claim"],
-            course._number(r["paper"], r["unit"]),
-            course._measured(r),
+            number(r["paper"], r["unit"]),
+            measured(r),
             r["holds"],
             f"{r['scale']}, {r['device']}",
         ]
-        for name, r in claims
+        for r in claims
     ]
     header = ["chapter", "claim", "paper", "here", "holds?", "scale, device"]
     _console().print(_table(header, rows) if rows else "No results are committed yet.")
@@ -603,7 +599,7 @@ def _stale(names):
 
 def _add(file):
     "Merge the rows of a file."
-    if not in_checkout():
+    if not catalogue.in_checkout():
         _fail("--add writes into the repository; use it in a checkout (see CONTRIBUTING.md)")
     _console().print(f"Stored: {add_results(file)}", soft_wrap=True)
 
@@ -613,7 +609,7 @@ def missing(
 ) -> list[str]:
     "Requirements of an extra, from settings.ini, that are not installed."
     found = []
-    for requirement in course.settings().get(f"{extra}_requirements", "").split():
+    for requirement in settings().get(f"{extra}_requirements", "").split():
         name = re.match(r"[A-Za-z0-9_.-]+", requirement)[0]
         try:
             importlib.metadata.version(name)
@@ -641,7 +637,7 @@ def _device():
     "Name of the device."
     import torch
 
-    found = course.device()
+    found = records.device()
     return torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
 
 
@@ -671,7 +667,7 @@ def _font_line():
 
 def _stored_claims():
     "How many claims are stored."
-    return f"{sum(len(stored_results(c.name)['claims']) for c in CATALOGUE)} claims"
+    return f"{len(records.results())} claims"
 
 # %% ../nbs/00_foundations/11_cli.ipynb #8824f47f
 @app.command()
@@ -681,10 +677,14 @@ def doctor() -> None:
     lines = [
         ("Python", platform.python_version(), True),
         ("ponderlearn", ponderlearn.__version__, True),
-        ("notebooks", f"{len(written)}, in {'a checkout' if in_checkout() else place}", True),
+        (
+            "notebooks",
+            f"{len(written)}, in {'a checkout' if catalogue.in_checkout() else place}",
+            True,
+        ),
         _tried("results", _stored_claims),
         *_torch_lines(),
-        _tried("scale", course.scale),
+        _tried("scale", records.scale),
         _extra("course"),
         _extra("lab"),
         _font_line(),
@@ -696,12 +696,12 @@ def doctor() -> None:
 
 # %% ../nbs/00_foundations/11_cli.ipynb #2930014c
 def main() -> None:
-    "Entry point of the command `ponderlearn`: a missing extra or a full disk is one sentence and exit status 1."
+    "Entry point of the command `ponderlearn`: what goes wrong is one sentence and exit status 1."
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
     try:
-        app()
-    except (ImportError, OSError) as e:
+        app(prog_name="ponderlearn")
+    except (ImportError, OSError, ValueError) as e:
         if isinstance(e, ModuleNotFoundError):
             raise
         print(f"error: {e}", file=sys.stderr)
