@@ -73,7 +73,7 @@ def _watched() -> bool:
     "Whether somebody sees a bar: in a notebook that is not being stored, or in a terminal."
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     notebook = getattr(shell, "kernel", None) is not None
-    return sys.stderr.isatty() or (notebook and "PONDERLEARN_RECORD" not in os.environ)
+    return "PONDERLEARN_RECORD" not in os.environ and (notebook or sys.stderr.isatty())
 
 
 def progress(
@@ -229,6 +229,8 @@ class _Run:
             self.loss = accelerator.prepare(self.loss)
             self.n, self.rank = accelerator.num_processes, accelerator.process_index
         self.generator, self.rows, self.kept = torch.Generator(), [], {}
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self.quiet = {id(b) for m in norms for b in m.buffers()}  # their version does not count
         self.start = time.perf_counter()
 
 # %% ../nbs/00_foundations/08_training.ipynb #0ffcb85a
@@ -283,7 +285,7 @@ def keep_buffers(self: _Run) -> None:
     "A copy of each buffer, made anew only where the buffer has changed."
     for name, b in self.model.named_buffers():
         old, version, _ = self.kept.get(name, (None, 0, None))
-        if old is not b or version != b._version:
+        if old is not b or version != b._version or id(b) in self.quiet:
             self.kept[name] = b, b._version, b.clone()
 
 
@@ -447,7 +449,7 @@ def _accelerator(accelerator):
         kind, n = accelerator.distributed_type.value, accelerator.num_processes
         precision, every = accelerator.mixed_precision, accelerator.gradient_accumulation_steps
         ok = (kind == "NO" or kind.startswith("MULTI_")) and (n, every) == (launched, 1)
-        wanted = f"take {launched} processes, plain data parallelism, no fp16 and no accumulation"
+        wanted = f"be plain data parallel over {launched} processes, without fp16 or accumulation"
         got = f"{n} processes, {kind}, {precision!r} and gradient_accumulation_steps {every}"
         check(ok and precision in ("no", "bf16"), "accelerator", wanted, got)
     return accelerator
