@@ -47,7 +47,7 @@ TWO = (
 
 @pytest.fixture(scope="module")
 def vendor(request):
-    "Folder with the widget manager and RequireJS: the site's own, else in pytest's cache."
+    "Folder with the widget manager and RequireJS: the site's own from npm, else fetched once into pytest's cache."
     installed = ROOT / "docs" / "node_modules"
     if all((installed / package / file).is_file() for package, file in WANTED.items()):
         return {package: installed / package / file for package, file in WANTED.items()}
@@ -77,7 +77,7 @@ def vendor(request):
 
 @pytest.fixture(scope="module")
 def page_url(vendor, tmp_path_factory):
-    "A notebook with both kinds of slider, executed, exported and served on loopback."
+    "A notebook with both kinds of slider, executed, exported as a static page and served on loopback."
     folder = tmp_path_factory.mktemp("static")
     cells = [nbformat.v4.new_code_cell(source) for source in (DRAW, ONE, TWO)]
     nb = nbformat.v4.new_notebook(cells=cells)
@@ -106,7 +106,7 @@ def page_url(vendor, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(page_url):
-    "The page in headless Chromium; its requests and errors are `page.seen` and `page.errors`."
+    "The page in headless Chromium, with the requests that it made and its errors in `page.seen` and `page.errors`."
     chromium = (
         shutil.which("chromium")
         or shutil.which("chromium-browser")
