@@ -484,6 +484,9 @@ def public_names(module) -> list[str]:
     found = []
     for name in module.__all__:
         x = getattr(module, name)
+        home = getattr(x, "__module__", None) or ""
+        if home != module.__name__ and home.startswith("ponderlearn.") and "._" not in home:
+            continue  # another public module's, handed on
         if isinstance(x, type):
             plain = issubclass(x, (tuple, BaseException))
             found += [] if plain else [name]
