@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['signed_constant_', 'supermask', 'pack_bits', 'unpack_bits', 'coded_bytes', 'MaskStore', 'SupSup', 'entropy_objective',
-           'alpha_gradient', 'superfluous_objective', 'TaskInference', 'infer_task', 'HopfieldStore', 'recover_mask',
-           'load_supsup']
+           'alpha_gradient', 'superfluous_objective', 'TaskInference', 'infer_task', 'TaskScores', 'score_tasks',
+           'HopfieldStore', 'recover_mask', 'load_supsup']
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #a83dfdf9
+#| code-fold: true
 import copy
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,30 +24,54 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from .._check import check, check_choice, check_int, check_number, check_tensor
-from ..course import write_atomic
+from ponderlearn._check import (
+    check,
+    check_bool,
+    check_callable,
+    check_choice,
+    check_device,
+    check_dtype,
+    check_input,
+    check_int,
+    check_number,
+    check_returns,
+    check_tensor,
+    describe,
+)
+from .._nested import at_least_float32, draw, reduce
+from ..catalogue import write_atomic
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #af6eac11
 def signed_constant_(
     weight: Tensor,  # (out, in, ...), changed in place
     *,
-    density: float
-    | None = None,  # share of the weights that will be kept; None: no correction, as in the paper
+    density: float | None = None,  # share that will be kept; None: no correction, as in the paper
     generator: torch.Generator | None = None,  # draws the signs
 ) -> Tensor:
-    """Fill `weight` with plus or minus sqrt(2 / fan_in), signs at random (supsup-init); with a density, sqrt(2 / (fan_in density)).
+    """Fill `weight` with plus or minus sqrt(2 / fan_in), signs at random (supsup-init); with a
+    density, sqrt(2 / (fan_in density)). The same tensor comes back.
 
-    ValueError for fewer than 2 dimensions or a density outside (0, 1]."""
-    check_tensor(weight, "weight", kind="float")
+    ValueError for fewer than 2 dimensions, no entries, or a density outside (0, 1].
+
+    ```python
+    weight = signed_constant_(torch.empty(3, 8))  # +-0.5
+    weight.abs().unique().tolist()  # [0.5]
+    ```"""
+    check_tensor(weight, "weight", kind="float", nonempty=True)
     check(weight.ndim >= 2, "weight", "have at least 2 dimensions", weight)
-    share = (
-        1.0 if density is None else check_number(density, "density", low=0, high=1, open_low=True)
-    )
-    size = math.sqrt(2 / (weight[0].numel() * share))
-    device = generator.device if generator is not None else weight.device
-    sign = torch.randint(2, weight.shape, generator=generator, device=device) * 2 - 1
+    size = math.sqrt(2 / (weight[0].numel() * (_kept(density) or 1.0)))
+    sign = draw(torch.randint, 2, weight.shape, generator=generator, device=weight.device) * 2 - 1
     with torch.no_grad():
         return weight.copy_(sign * size)
+
+
+def _kept(density: float | None, absolute: bool = False) -> float | None:
+    "The share of ones, if it is a share; `absolute` needs one."
+    check_bool(absolute=absolute)
+    if density is not None:
+        return check_number(density, "density", low=0, high=1, open_low=True)
+    wanted = "be given with absolute=True (no size is below 0)"
+    check(not absolute, "density", wanted, density)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #b053fcdb
 class _Step(torch.autograd.Function):
@@ -55,10 +81,9 @@ class _Step(torch.autograd.Function):
     def forward(ctx, scores, density):
         if density is None:
             return (scores >= 0).to(scores.dtype)
-        n = math.ceil(density * scores.numel() - 1e-9)
-        kept = scores.flatten().topk(n, sorted=False)
-        least = kept.values.min()
-        above, equal = scores.flatten() > least, scores.flatten() == least
+        n, flat = math.ceil(density * scores.numel() - 1e-9), scores.flatten()
+        least = flat.topk(n, sorted=False).values.min()
+        above, equal = flat > least, flat == least
         mask = above | (equal & (equal.cumsum(0) <= n - above.sum()))
         return mask.view_as(scores).to(scores.dtype)
 
@@ -73,142 +98,240 @@ def supermask(
     *,
     absolute: bool = False,  # rank by the size of the score, not by the score
 ) -> Tensor:
-    """0/1 mask of `scores`, same shape and dtype, with the straight-through gradient (supsup-mask, supsup-straight).
+    """0/1 mask of `scores`, same shape and dtype, with the straight-through gradient
+    (supsup-mask, supsup-straight).
 
-    With a density there are exactly ceil(density n) ones; ties go to the lower index. ValueError for a density outside
-    (0, 1] or `absolute` without a density; TypeError for scores that are not floating."""
+    With a density there are exactly ceil(density n) ones; ties go to the lower index. ValueError
+    for a density outside (0, 1] or `absolute` without one; TypeError for scores that are no floats.
+
+    ```python
+    supermask(torch.tensor([0.3, -0.2, 0.1]))  # [1., 0., 1.]
+    supermask(torch.tensor([0.3, -0.2, 0.1]), 0.5, absolute=True)  # [1., 1., 0.]
+    ```"""
     check_tensor(scores, "scores", kind="float", nonempty=True)
-    if density is not None:
-        density = check_number(density, "density", low=0, high=1, open_low=True)
-    check(
-        not absolute or density is not None,
-        "density",
-        "be given with absolute=True (no size is below 0)",
-        density,
-    )
+    density = _kept(density, absolute)
     return _Step.apply(scores.abs() if absolute else scores, density)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #5ed52c8f
-def _bit_table() -> Tensor:
-    "Bits of all bytes, (256, 8) uint8, first bit first."
-    return (torch.arange(256)[:, None] >> torch.arange(7, -1, -1) & 1).to(torch.uint8)
+def _bit_table(device=None) -> Tensor:
+    "The eight bits of each byte, first bit first, as the eight bytes of one number; int64 (256,)."
+    places = torch.arange(7, -1, -1, device=device)
+    bits = torch.arange(256, device=device)[:, None] >> places & 1
+    return bits.to(torch.uint8).view(torch.int64).flatten()
 
 
+def _unpack(table: Tensor, packed: Tensor, n: int) -> Tensor:
+    "The first `n` bits of each row, bool (..., n): one look into the table a byte."
+    eight = table.index_select(0, packed.flatten().int()).view(torch.bool)
+    return eight.view(*packed.shape[:-1], 8 * packed.shape[-1])[..., :n]
+
+
+def _zeros_and_ones(mask: Tensor, argument: str) -> Tensor:
+    "`mask`, if it holds nothing else; ValueError."
+    ok = mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all())
+    check(ok, argument, "hold only 0 and 1", "other values")
+    return mask
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #b7c0d2a4
 def pack_bits(
     mask: Tensor,  # (..., n) of bool or 0/1
 ) -> Tensor:
-    "Bits as bytes, uint8 (..., ceil(n / 8)), first bit first, the last byte filled up with 0."
-    check_tensor(mask, "mask", nonempty=True)
-    bits = F.pad(mask.bool().to(torch.uint8), (0, -mask.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)).sum(
-        -1, dtype=torch.uint8
-    )
+    """Bits as bytes, uint8 (..., ceil(n / 8)), first bit first, the last byte filled up with 0.
+
+    ValueError for values other than 0 and 1, or none.
+
+    ```python
+    pack_bits(torch.tensor([1, 0, 1, 1, 0, 0, 1, 0]))  # [178]
+    ```"""
+    check_tensor(mask, "mask", (..., "n"), nonempty=True)
+    bits = F.pad(_zeros_and_ones(mask, "mask").to(torch.uint8), (0, -mask.shape[-1] % 8))
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)
+    return (bits.unflatten(-1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(
     packed: Tensor,  # uint8 (..., m)
     n: int,  # number of bits, at most 8 m
 ) -> Tensor:
-    "The first `n` bits of each row of bytes, bool (..., n)."
-    check_tensor(packed, "packed")
+    """The first `n` bits of each row of bytes, bool (..., n). TypeError for another dtype,
+    ValueError for too many bits.
+
+    ```python
+    unpack_bits(torch.tensor([178], dtype=torch.uint8), 3)  # [True, False, True]
+    ```"""
+    check_tensor(packed, "packed", (..., "m"))
     check(packed.dtype == torch.uint8, "packed", "be a tensor of dtype uint8", packed, TypeError)
     n = check_int(n, "n", low=0, high=8 * packed.shape[-1])
-    return _bit_table().bool().to(packed.device)[packed.long()].flatten(-2)[..., :n]
+    return _unpack(_bit_table(packed.device), packed, n)
 
 
 def coded_bytes(
     mask: Tensor,  # bool or 0/1, any shape
-    coding: str = "bits",  # "bits": 1 bit a weight; "entropy": the bound for independent bits; "index16": 2 bytes a one
+    coding: str = "bits",  # one bit a weight, or "entropy": bound for independent bits,
+    # or "index16": 2 bytes a one
 ) -> int:
-    "Bytes that `mask` takes under a coding. What is counted is the mask alone: the weights come from a seed."
+    """Bytes that `mask` takes under a coding: the mask alone, since the weights are a seed.
+
+    ValueError for an unknown coding, or values other than 0 and 1.
+
+    ```python
+    coded_bytes(torch.arange(80) < 8)  # 10
+    coded_bytes(torch.arange(80) < 8, "entropy")  # 5
+    ```"""
     check_choice(coding, "coding", ["bits", "entropy", "index16"])
-    n, ones = mask.numel(), int(mask.bool().sum())
+    check_tensor(mask, "mask")
+    n, ones = mask.numel(), int(_zeros_and_ones(mask, "mask").bool().sum())
     if coding == "index16":
         return 2 * ones
     p = ones / max(n, 1)
     entropy = -sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
     return math.ceil(n * (1 if coding == "bits" else entropy) / 8 - 1e-9)
 
+# %% ../../nbs/07_multitask/01_supsup.ipynb #da73dd4c
+def _as_tensor(facts: dict, device) -> Tensor:
+    "Facts as the bytes of JSON text, uint8: so a state_dict holds tensors only."
+    return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8, device=device)
+
+
+def _facts(state) -> dict | None:
+    "What `_as_tensor` wrote, or None."
+    try:
+        return json.loads(bytes(state.tolist()))
+    except (ValueError, AttributeError, TypeError):
+        return None
+
+
+def _shapes(shapes: dict) -> dict[str, tuple[int, ...]]:
+    "The shapes as tuples, if they are a dict of shapes."
+    ok = isinstance(shapes, dict) and len(shapes) > 0
+    check(ok, "shapes", "be a dict of at least one shape", shapes, TypeError)
+    for name, shape in shapes.items():
+        ok = isinstance(name, str) and isinstance(shape, (tuple, list)) and len(shape) > 0
+        check(ok, f"shapes[{name!r}]", "be the shape of a named weight", shape, TypeError)
+    return {
+        name: tuple(check_int(n, f"shapes[{name!r}]", low=1, high=10**9) for n in shape)
+        for name, shape in shapes.items()
+    }
+
 # %% ../../nbs/07_multitask/01_supsup.ipynb #688e38a1
 class MaskStore(nn.Module):
-    "Masks of many tasks over the same weights, one bit a weight, in the state_dict; `shapes` maps names of weights to shapes."
+    """Masks of many tasks over the same weights, one bit a weight, kept in the state_dict.
+
+    TypeError or ValueError for shapes that are none. The masks of the task last asked for stay
+    unpacked, one number a weight.
+
+    ```python
+    import torch
+    from ponderlearn.multitask.supsup import MaskStore
+
+    store = MaskStore({"first": (4, 3), "last": (2, 4)})  # 20 weights
+    for seed in range(3):
+        draws = torch.rand(20, generator=torch.Generator().manual_seed(seed))
+        store.append(store.split(draws < 0.5))
+    len(store), store.nbytes  # 3 masks, 9 bytes
+    store[1]["last"]  # bool (2, 4)
+    store.project(torch.ones(20))  # number of ones in each mask
+    store.mix(torch.tensor([0.5, 0.5, 0.0]))  # mean of the first two, (20,)
+    ```"""
 
     def __init__(
         self,
         shapes: dict[str, tuple[int, ...]],  # name and shape of each masked weight
+        *,
+        device: torch.device | str | None = None,  # where the masks lie
     ):
         super().__init__()
-        check(
-            isinstance(shapes, dict) and len(shapes) > 0,
-            "shapes",
-            "be a dict of at least one shape",
-            shapes,
-            TypeError,
-        )
-        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        check_device(device)
+        self.shapes = _shapes(shapes)
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
-        self.n_weights, self.count = sum(self.sizes), 0
-        self.register_buffer("bits", torch.zeros(0, -(-self.n_weights // 8), dtype=torch.uint8))
-        self.register_buffer("total", torch.zeros(self.n_weights), persistent=False)
-        self.register_buffer("table", _bit_table().float(), persistent=False)
+        self.n_weights, self.count, self.last = sum(self.sizes), 0, (None, None)
+        n_bytes, make = -(-self.n_weights // 8), {"device": device}
+        self.register_buffer("bits", torch.zeros(0, n_bytes, dtype=torch.uint8, **make))
+        total = torch.zeros(self.n_weights, dtype=torch.int32, **make)
+        self.register_buffer("total", total, persistent=False)
+        self.register_buffer("table", _bit_table(device), persistent=False)
 
     def __len__(self) -> int:
         return self.count
 
     @property
     def nbytes(self) -> int:
-        "Bytes of the bits of all masks: what has to be kept. The running sum, 4 bytes a weight, can be made anew."
+        """Bytes of the bits of all masks: what has to be kept.
+
+        The running sum, 4 bytes a weight, can be made anew."""
         return self.count * self.bits.shape[1]
 
-    def split(self, flat: Tensor) -> dict[str, Tensor]:
-        "A vector of one number a weight as a dict of tensors in the weights' shapes."
-        parts = flat.split(self.sizes, dim=-1)
-        return {
-            name: p.unflatten(-1, s)
-            for p, (name, s) in zip(parts, self.shapes.items(), strict=True)
-        }
+    def get_extra_state(self) -> Tensor:
+        "Names and shapes of the weights, for the state_dict."
+        return _as_tensor(self.shapes, self.bits.device)
+
+    def set_extra_state(
+        self,
+        state: Tensor,  # what `get_extra_state` gave
+    ) -> None:
+        "ValueError for masks of a network with other names or shapes."
+        found = _facts(state)
+        found = found and {name: tuple(shape) for name, shape in found.items()}
+        check(found == self.shapes, "state", f"be of weights {self.shapes}", f"{found}")
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #1dfcdf25
+@patch
+def split(
+    self: MaskStore,
+    flat: Tensor,  # (..., P), one number a weight
+) -> dict[str, Tensor]:
+    """A vector of one number a weight as a dict of views in the weights' shapes.
+
+    ```python
+    MaskStore({"a": (2, 3)}).split(torch.arange(6.0))["a"]  # [[0., 1., 2.], [3., 4., 5.]]
+    ```"""
+    check_tensor(flat, "flat", (..., self.n_weights))
+    parts = flat.split(self.sizes, dim=-1)
+    return {
+        name: p.unflatten(-1, s) for p, (name, s) in zip(parts, self.shapes.items(), strict=True)
+    }
+
+
 @patch
 def append(
     self: MaskStore,
     masks: dict[str, Tensor],  # name of each weight -> bool or 0/1 tensor of its shape
 ) -> int:
-    "Store the masks of a new task; its number. ValueError for missing names or masks of another network."
+    """Store the masks of a new task; its number. ValueError for missing names, other shapes, or
+    values other than 0 and 1.
+
+    ```python
+    MaskStore({"a": (2, 2)}).append({"a": torch.eye(2)})  # 0
+    ```"""
     check(isinstance(masks, dict), "masks", "be a dict of tensors", masks, TypeError)
-    check(
-        list(masks) == list(self.shapes),
-        "masks",
-        f"have the names {', '.join(self.shapes)}",
-        ", ".join(masks),
-    )
+    words = f"have the names {', '.join(self.shapes)}"
+    check(list(masks) == list(self.shapes), "masks", words, ", ".join(map(str, masks)))
     for name, shape in self.shapes.items():
         check_tensor(masks[name], f"masks[{name!r}]", shape)
-        ok = bool(((masks[name] == 0) | (masks[name] == 1)).all())
-        check(ok, f"masks[{name!r}]", "hold only 0 and 1", "other values")
+        _zeros_and_ones(masks[name].to(self.bits.device), f"masks[{name!r}]")
     flat = torch.cat([m.detach().flatten() for m in masks.values()]).to(self.bits.device)
     if self.count == len(self.bits):
-        self.bits = torch.cat(
-            [self.bits, self.bits.new_zeros(max(1, self.count), self.bits.shape[1])]
-        )
+        more = self.bits.new_zeros(max(1, self.count), self.bits.shape[1])
+        self.bits = torch.cat([self.bits, more])
     self.bits[self.count] = pack_bits(flat)
-    self.total += flat
+    self.total += flat.bool()
     self.count += 1
     return self.count - 1
 
+# %% ../../nbs/07_multitask/01_supsup.ipynb #8eb96671
+@patch
+def _number(self: MaskStore, task: int, argument: str = "task") -> int:
+    "`task`, if there is such a task; IndexError."
+    task, words = check_int(task, argument), f"lie in 0..{self.count - 1}"
+    got = f"task {task} of {self.count}"
+    check(0 <= task < self.count, argument, words, got, IndexError)
+    return task
+
 
 @patch
-def _flat(self: MaskStore, task: int) -> Tensor:
-    "The mask of `task` as a vector of bool; IndexError for a task that is not there."
-    task = check_int(task, "task")
-    check(
-        0 <= task < self.count,
-        "task",
-        f"lie in 0..{self.count - 1}",
-        f"task {task} of {self.count}",
-        IndexError,
-    )
-    return unpack_bits(self.bits[task], self.n_weights)
+def _flat(self: MaskStore, task: int, argument: str = "task") -> Tensor:
+    "The mask of a task as a vector of bool."
+    return _unpack(self.table, self.bits[self._number(task, argument)], self.n_weights)
 
 
 @patch
@@ -216,29 +339,55 @@ def __getitem__(self: MaskStore, task: int) -> dict[str, Tensor]:
     "The masks of `task`, bool, by name; IndexError for a task that is not there."
     return self.split(self._flat(task))
 
-# %% ../../nbs/07_multitask/01_supsup.ipynb #8eb96671
+
 @patch
-def _rows(self: MaskStore, tasks: Tensor) -> Tensor:
-    "Masks of these tasks as float (len(tasks), P)."
-    index = self.bits[tasks].int().flatten()
-    return self.table.index_select(0, index).view(-1, 8 * self.bits.shape[1])[:, : self.n_weights]
+def _gains(self: MaskStore, task: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    "The masks of a task as numbers, by name; the last ones are kept."
+    wanted = self._number(task), dtype, self.bits.device
+    kept, gains = self.last
+    if kept != wanted:
+        with torch.inference_mode(False):
+            gains = self.split(self._flat(task).to(dtype))
+        self.last = wanted, gains
+    return gains
 
 
 @patch
-def _chunks(self: MaskStore, size: int = 16):
-    "All masks as float, `size` at a time."
-    return (
-        self._rows(part)
-        for part in torch.arange(self.count, device=self.bits.device).split(size)
-        if len(part)
-    )
+def __delitem__(self: MaskStore, task: int) -> None:
+    "Delete the masks of `task`; later tasks move one number down. IndexError if it is not there."
+    row, task = self._flat(task), self._number(task)
+    self.total -= row.int()
+    self.bits = torch.cat([self.bits[:task], self.bits[task + 1 : self.count]])
+    self.count, self.last = self.count - 1, (None, None)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #d9bf8cad
+def _exact(x: Tensor):
+    "No autocast: sums over many weights stay in float32 or better."
+    return torch.autocast(x.device.type, enabled=False)
+
+
 @patch
-def mean(self: MaskStore) -> Tensor:
-    "The equal mixture of all masks, float (P,), from the running sum; RuntimeError without masks."
+def _rows(self: MaskStore, tasks: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    "Masks of these tasks as numbers, (len(tasks), P)."
+    return _unpack(self.table, self.bits[tasks], self.n_weights).to(dtype)
+
+
+@patch
+def mean(
+    self: MaskStore,
+    dtype: torch.dtype = torch.float32,  # of the result
+) -> Tensor:
+    """The equal mixture of all masks, (P,), from the running sum; RuntimeError without masks.
+
+    ```python
+    store = MaskStore({"a": (2, 2)})
+    store.append({"a": torch.eye(2)}), store.append({"a": torch.ones(2, 2)})
+    store.mean()  # [1.0, 0.5, 0.5, 1.0]
+    ```"""
+    check(dtype is not None, "dtype", "be a floating torch.dtype", dtype, TypeError)
+    check_dtype(dtype)
     check(self.count > 0, "store", "hold at least one mask", "none", RuntimeError)
-    return self.total / self.count
+    return self.total.to(torch.promote_types(dtype, torch.float32)).div(self.count).to(dtype)
 
 
 @patch
@@ -248,13 +397,28 @@ def mix(
     *,
     chunk_size: int = 16,  # masks unpacked at a time
 ) -> Tensor:
-    "Sum over tasks of alpha_i M^i, float (P,). Differentiable in `alpha`; without a gradient, masks with weight 0 are not read."
-    check_tensor(alpha, "alpha", kind="float")
+    """Sum over tasks of alpha_i M^i, (P,), in float32 or better (supsup-mix).
+
+    Differentiable in `alpha`; without a gradient, masks with weight 0 are not read. ValueError for
+    another number of coefficients than tasks.
+
+    ```python
+    store = MaskStore({"a": (2, 2)})
+    store.append({"a": torch.eye(2)}), store.append({"a": torch.ones(2, 2)})
+    store.mix(torch.tensor([0.25, 0.75]))  # [1.0, 0.75, 0.75, 1.0]
+    ```"""
+    check_tensor(alpha, "alpha", kind="float", like=self.bits)
     check(alpha.shape == (self.count,), "alpha", f"have {self.count} entries, one a task", alpha)
-    out, live = torch.zeros_like(self.total), torch.arange(self.count, device=alpha.device)
-    for part in (live if alpha.requires_grad else live[alpha != 0]).split(chunk_size):
-        out = out + alpha[part].float() @ self._rows(part)
+    chunk_size = check_int(chunk_size, "chunk_size", low=1)
+    alpha, live = at_least_float32(alpha), torch.arange(self.count, device=alpha.device)
+    out = alpha.new_zeros(self.n_weights)
+    with _exact(alpha):
+        for part in (live if alpha.requires_grad else live[alpha != 0]).split(chunk_size):
+            out = out + alpha[part] @ self._rows(part, alpha.dtype)
     return out
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #e2f95b10
+_MANY = 24  # masks from which the sums of bytes are looked up
 
 
 @patch
@@ -262,33 +426,97 @@ def project(
     self: MaskStore,
     vec: Tensor,  # float (P,) or (B, P)
     *,
-    tasks: Tensor | None = None,  # int64: these rows of M only; None: all
-    chunk_size: int = 256,  # bytes of each mask read at a time
+    tasks: Tensor | None = None,  # integer (n,): these rows of M only; None: all
+    chunk_size: int | None = None,  # bytes of each mask at a time; None: half a MB of numbers
 ) -> Tensor:
-    "M vec: for each task the sum of `vec` over the weights that its mask keeps, float (k,) or (B, k)."
-    check_tensor(vec, "vec", (..., self.n_weights), kind="float")
-    vec, tasks = vec.detach().float(), slice(self.count) if tasks is None else tasks
-    if vec.ndim == 2:
-        return torch.cat(
-            [vec.new_zeros(len(vec), 0), *(vec @ rows.T for rows in self._chunks())], 1
-        )[:, tasks]
-    groups, bits = F.pad(vec, (0, -self.n_weights % 8)).view(-1, 8), self.bits[tasks].T
-    out = vec.new_zeros(bits.shape[1])
-    for i in range(0, len(groups), chunk_size):
-        sums = groups[i : i + chunk_size] @ self.table.T
-        out += sums.gather(1, bits[i : i + chunk_size].long()).sum(0)
+    """M vec (supsup-identity): for each task the sum of `vec` over the weights that its mask keeps,
+    (k,) or (B, k), in float32 or better.
+
+    IndexError for tasks that are not there; ValueError for another shape or chunk size.
+
+    ```python
+    store = MaskStore({"a": (2, 2)})
+    store.append({"a": torch.eye(2)}), store.append({"a": torch.ones(2, 2)})
+    store.project(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # [5.0, 10.0]
+    ```"""
+    check_tensor(vec, "vec", (..., self.n_weights), kind="float", like=self.bits)
+    check(vec.ndim <= 2, "vec", "have shape (P,) or (B, P)", vec)
+    vec, bits = at_least_float32(vec.detach()), self.bits[self._wanted(tasks)]
+    few = len(bits) < _MANY
+    default = max(1, 2**14 // max(1, len(bits))) if few else 256
+    step = default if chunk_size is None else check_int(chunk_size, "chunk_size", low=1)
+    with _exact(vec):
+        if vec.ndim == 2:
+            return self._project_rows(vec, bits)
+        return (self._multiply if few else self._look_up)(vec, bits, step)
+
+
+@patch
+def _wanted(self: MaskStore, tasks: Tensor | None) -> Tensor | slice:
+    "What picks these tasks; IndexError for one that is not there."
+    if tasks is None:
+        return slice(self.count)
+    check_tensor(tasks, "tasks", ("n",), kind="integer", like=self.bits)
+    ok = bool(((tasks >= 0) & (tasks < self.count)).all())
+    check(ok, "tasks", f"lie in 0..{self.count - 1}", "others", IndexError)
+    return tasks.long()
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #46a8cf37
+@patch
+def _multiply(self: MaskStore, vec: Tensor, bits: Tensor, step: int) -> Tensor:
+    """The plain product, `step` bytes of every mask at a time.
+
+    Not `@`, which may sum equal masks in different orders."""
+    out = vec.new_zeros(len(bits))
+    for i in range(0, bits.shape[1], step):
+        part = vec[8 * i : 8 * (i + step)]
+        rows = _unpack(self.table, bits[:, i : i + step], len(part)).to(vec.dtype)
+        out += rows.mul_(part).sum(1)
     return out
 
-# %% ../../nbs/07_multitask/01_supsup.ipynb #da73dd4c
+
+@patch
+def _look_up(self: MaskStore, vec: Tensor, bits: Tensor, step: int) -> Tensor:
+    "All 256 sums of each group of eight entries once, then one look-up a byte."
+    out, ones = vec.new_zeros(len(bits)), self.table.view(torch.uint8).view(256, 8).to(vec.dtype)
+    groups, bits = F.pad(vec, (0, -self.n_weights % 8)).view(-1, 8), bits.T
+    for i in range(0, len(groups), step):
+        sums = groups[i : i + step] @ ones.T
+        out += sums.gather(1, bits[i : i + step].long()).sum(0)
+    return out
+
+
+@patch
+def _project_rows(self: MaskStore, vec: Tensor, bits: Tensor) -> Tensor:
+    "The product for several vectors, (B, k): some masks at a time."
+    step = max(1, min(16, 2**24 // self.n_weights))
+    parts = [_unpack(self.table, part, self.n_weights) for part in bits.split(step) if len(part)]
+    return torch.cat([vec.new_zeros(len(vec), 0), *(vec @ p.to(vec.dtype).T for p in parts)], 1)
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #19d4be60
+@patch
+def _take(self: MaskStore, bits: Tensor) -> None:
+    "These masks in place of the present ones."
+    self.bits, self.count, self.last = bits, len(bits), (None, None)
+    self.total.zero_()
+    for part in bits.split(16):
+        self.total += _unpack(self.table, part, self.n_weights).sum(0, dtype=torch.int32)
+
+
 @patch
 def _load_from_state_dict(self: MaskStore, state_dict, prefix, *args):
-    "Take as many masks as the state holds; `args` as in torch."
-    bits = state_dict.get(prefix + "bits")
+    "Take as many masks as the state holds, if they are of these weights; `args` as in torch."
+    bits, state = state_dict.get(prefix + "bits"), state_dict.get(prefix + "_extra_state")
+    try:
+        if state is not None:
+            self.set_extra_state(state)
+    except ValueError as e:
+        return args[-1].append(str(e))
     if bits is not None and bits.ndim == 2 and bits.shape[1] == self.bits.shape[1]:
         self.bits = self.bits.new_zeros(bits.shape)
-        self.count = len(bits)
     super(MaskStore, self)._load_from_state_dict(state_dict, prefix, *args)
-    self.total = sum((rows.sum(0) for rows in self._chunks()), torch.zeros_like(self.total))
+    if bits is not None:
+        self._take(self.bits)
 
 
 @patch
@@ -298,38 +526,49 @@ def _save_to_state_dict(self: MaskStore, destination, prefix, keep_vars):
     destination[prefix + "bits"] = self.bits[: self.count].clone()
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #236aef4a
+_KINDS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
 def _masked_shapes(base: nn.Module, allow_extra: bool) -> dict[str, tuple[int, ...]]:
     "Names and shapes of the weights that get masks; ValueError for what the tasks would share."
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    names = [
-        f"{m}.weight".lstrip(".") for m, module in base.named_modules() if isinstance(module, kinds)
-    ]
-    known = dict(base.named_parameters())
+    known, modules = dict(base.named_parameters()), dict(base.named_modules())
+    names = [f"{m}.weight".lstrip(".") for m, part in modules.items() if isinstance(part, _KINDS)]
     names = [name for name in names if name in known]
     check(len(names) > 0, "base", "have a Linear or Conv layer", type(base).__name__)
+    moving = [m for m, part in modules.items() if getattr(part, "running_mean", None) is not None]
+    words = "not track running statistics, which all tasks would share (instead of BatchNorm: "
+    words += "nn.GroupNorm(groups, channels, affine=False))"
+    check(not moving, "base", words, ", ".join(moving))
     extra = [name for name in known if name not in names]
-    check(
-        allow_extra or not extra,
-        "base",
-        "have no trainable biases or norm parameters (allow_extra=True freezes them)",
-        ", ".join(extra),
-    )
-    moving = [
-        m for m, module in base.named_modules() if getattr(module, "running_mean", None) is not None
-    ]
-    check(
-        not moving,
-        "base",
-        "not track running statistics, which all tasks would share",
-        ", ".join(moving),
-    )
+    words = "have no trainable biases or norm parameters (bias=False, affine=False; or "
+    words += "allow_extra=True freezes them)"
+    check(allow_extra or not extra, "base", words, ", ".join(extra))
     return {name: tuple(known[name].shape) for name in names}
 
-
+# %% ../../nbs/07_multitask/01_supsup.ipynb #d86f3e19
 class SupSup(nn.Module):
-    """A network with fixed random weights and one binary mask a task; `net(x)` uses the mask in training.
+    """A network with fixed random weights and one binary mask a task (supsup-mask).
 
-    ValueError if `base` has no Linear or Conv layer, or has trainable biases or norm parameters, or tracks statistics."""
+    `net(x)` uses the mask in training, `net(x, task=0)` a stored one. A task is learned in this
+    order: `new_task`, an optimizer of `net.scores`, updates, `commit` (or `abandon`). ValueError if
+    `base` has no Linear or Conv layer, has trainable biases or norm parameters, or tracks statistics.
+
+    ```python
+    import torch
+    from torch import nn
+    from ponderlearn.multitask.supsup import SupSup, infer_task
+
+    layers = nn.Linear(8, 64, bias=False), nn.ReLU(), nn.Linear(64, 10, bias=False)
+    net, x = SupSup(nn.Sequential(*layers)), torch.randn(100, 8)
+    for labels in (x[:, :2].argmax(1), x[:, 2:4].argmax(1)):  # two tasks
+        optimizer = torch.optim.RMSprop([net.new_task()], lr=3e-3)
+        for _ in range(20):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), labels).backward()
+            optimizer.step()
+        net.commit()
+    net(x, task=0), infer_task(net, x).task
+    ```"""
 
     def __init__(
         self,
@@ -339,95 +578,184 @@ class SupSup(nn.Module):
         absolute: bool = False,  # rank by the size of the scores
         seed: int = 0,  # of the random weights
         allow_extra: bool = False,  # keep other parameters, frozen, instead of refusing them
+        keep_weights: bool = False,  # the weights of `base` stay, say pre-trained ones
     ):
         super().__init__()
         check(isinstance(base, nn.Module), "base", "be a torch.nn.Module", base, TypeError)
+        check_bool(allow_extra=allow_extra, keep_weights=keep_weights)
+        self.density, self.absolute = _kept(density, absolute), absolute
+        self.seed, self.n_outputs = check_int(seed, "seed", low=0), {}
         self.base = copy.deepcopy(base).requires_grad_(False)
         shapes = _masked_shapes(self.base, allow_extra)
-        self.density, self.absolute, self.seed = density, absolute, check_int(seed, "seed", low=0)
-        generator, params = (
-            torch.Generator().manual_seed(self.seed),
-            dict(self.base.named_parameters()),
+        self.tied = len(list(self.base.named_parameters(remove_duplicate=False))) > len(
+            list(self.base.parameters())
         )
-        for name in shapes:
-            signed_constant_(params[name], generator=generator)
-        self.store = MaskStore(shapes).to(params[name].device)
+        fixed = [self.base.get_parameter(name) for name in shapes]
+        generator = torch.Generator().manual_seed(self.seed)
+        for weight in [] if keep_weights else fixed:
+            signed_constant_(weight, generator=generator)
+        self.store = MaskStore(shapes, device=fixed[0].device)
         self.register_parameter("scores", None)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #621249ae
 @patch
 def weights(self: SupSup) -> Tensor:
-    "All fixed weights as one vector (P,), in the order of the store."
-    return torch.cat([self.base.get_parameter(name).flatten() for name in self.store.shapes])
+    """All fixed weights as one vector (P,), in the order of the store.
+
+    ```python
+    SupSup(nn.Linear(2, 3, bias=False)).weights()  # six times +-1
+    ```"""
+    return torch.cat([w.flatten() for w in self._fixed().values()])
 
 
 @patch
 def new_task(
     self: SupSup,
-    init: str
-    | int = "random",  # "random", "mean" of all masks so far, or the number of the task to start from
+    init: str | int = "random",  # "random", "mean" of all masks so far, or a task to start from
     *,
+    n_outputs: int | None = None,  # outputs of this task, the first of the network's; None: all
     generator: torch.Generator | None = None,  # draws the scores
 ) -> nn.Parameter:
-    "Make fresh scores, `net.scores` (P,), the only trainable parameter; IndexError for an unknown task to start from."
-    if isinstance(init, str):
-        check_choice(init, "init", ["random", "mean"])
-    start = (
-        None
-        if init == "random"
-        else self.store.mean()
-        if init == "mean"
-        else self.store._flat(init).float()
-    )
-    device = self.store.total.device
-    draw = torch.rand(
-        self.store.n_weights, generator=generator, device=generator.device if generator else device
-    )
-    draw = (2 * draw - 1).to(device)
+    """Make fresh scores, `net.scores` (P,), the only trainable parameter.
+
+    With `n_outputs` a stored task gives (B, n_outputs); in training all outputs are seen, so that
+    the spare ones learn to stay low. IndexError for an unknown task to start from; RuntimeError
+    while another task is in training.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    optimizer = torch.optim.RMSprop([net.new_task(n_outputs=3)], lr=1e-3)
+    ```"""
+    words = "have no task in training (commit or abandon it first)"
+    check(self.scores is None, "net", words, "one", RuntimeError)
+    start = self._start(init)
+    device, total = self.store.bits.device, self.store.n_weights
+    scores = 2 * draw(torch.rand, total, generator=generator, device=device) - 1
     if start is not None:
-        draw = 0.5 * draw + 0.5 * (2 * start - 1)
+        scores = 0.5 * scores + 0.5 * (2 * start - 1)
     bound = [
-        torch.full((n,), 1 / math.sqrt(math.prod(s[1:])))
+        torch.full((n,), 1 / math.sqrt(math.prod(s[1:])), device=device)
         for n, s in zip(self.store.sizes, self.store.shapes.values(), strict=True)
     ]
-    self.scores = nn.Parameter(draw * torch.cat(bound).to(device))
+    if n_outputs is not None:
+        self.n_outputs[len(self.store)] = check_int(n_outputs, "n_outputs", low=1)
+    self.scores = nn.Parameter(scores * torch.cat(bound))
     return self.scores
+
+
+@patch
+def _start(self: SupSup, init: str | int) -> Tensor | None:
+    "The mask to start from, float (P,); None for a fresh start."
+    if not isinstance(init, str):
+        return self.store._flat(init, "init").float()
+    check_choice(init, "init", ["random", "mean"])
+    return self.store.mean() if init == "mean" else None
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #efd5dd1b
 @patch
-def mask(self: SupSup) -> Tensor:
-    "The mask of the task in training, (P,), with its straight-through gradient; RuntimeError if there is none."
-    check(
-        self.scores is not None,
-        "net",
-        "have a task in training (call new_task first)",
-        "no task",
-        RuntimeError,
-    )
+def _gains(self: SupSup) -> dict[str, Tensor]:
+    "The mask in training by name; RuntimeError if there is none."
+    words = "have a task in training (call new_task first)"
+    check(self.scores is not None, "net", words, "no task", RuntimeError)
     if self.density is None:
-        return supermask(self.scores)
-    return torch.cat(
-        [
-            supermask(s, self.density, absolute=self.absolute)
-            for s in self.scores.split(self.store.sizes)
-        ]
-    )
+        return self.store.split(_Step.apply(self.scores, None))
+    parts = self.store.split(self.scores)
+    return {k: supermask(s, self.density, absolute=self.absolute) for k, s in parts.items()}
+
+
+@patch
+def mask(self: SupSup) -> Tensor:
+    """The mask of the task in training, (P,), with its straight-through gradient
+    (supsup-straight); RuntimeError if there is none.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.new_task(), net.mask().mean()  # about 0.5
+    ```"""
+    return torch.cat([m.flatten() for m in self._gains().values()])
 
 
 @patch
 def commit(self: SupSup) -> int:
-    "End the training of a task: store its mask as bits, drop its scores; the number of the task."
-    task = self.store.append(self.store.split(self.mask().detach()))
+    """End the training of a task: store its mask as bits, drop its scores; the number of the task.
+    RuntimeError without a task in training.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.new_task(), net.commit()  # task 0
+    ```"""
+    task = self.store.append({name: m.detach() for name, m in self._gains().items()})
     self.scores = None
     return task
 
 
 @patch
-def run(self: SupSup, flat: Tensor, x: Tensor) -> Tensor:
-    "The output of the network with the weights `flat`, (P,), in the order of the store."
-    return functional_call(self.base, self.store.split(flat), (x,))
+def abandon(self: SupSup) -> None:
+    """Drop the task in training; the stored ones stay. RuntimeError if there is none.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.new_task(), net.abandon()
+    ```"""
+    self._gains()
+    self.scores = None
+    self.n_outputs.pop(len(self.store), None)
 
 
+@patch
+def remove(
+    self: SupSup,
+    task: int,  # its number
+) -> None:
+    """Delete a stored task; later tasks move one number down. IndexError for an unknown one.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.new_task(), net.remove(net.commit())
+    ```"""
+    del self.store[task]
+    self.n_outputs = {i - (i > task): n for i, n in self.n_outputs.items() if i != task}
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #5f70c3da
+@patch
+def _fixed(self: SupSup) -> dict[str, Tensor]:
+    "The fixed weights by name."
+    return {name: self.base.get_parameter(name) for name in self.store.shapes}
+
+
+@patch
+def _call(self: SupSup, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    "The network's output with these weights; an error names `x` where it does not fit."
+    check_tensor(x, "x", like=next(iter(weights.values())))
+    try:
+        y = functional_call(self.base, weights, (x,), tie_weights=self.tied)
+    except (RuntimeError, IndexError) as e:
+        if type(e) not in (RuntimeError, IndexError):
+            raise  # out of memory, not a wrong shape
+        raise ValueError(f"x must fit the network, got {describe(x)}: {e}") from e
+    ok = isinstance(y, Tensor) and y.shape[:1] == x.shape[:1] != ()
+    check(ok, "what base returns for x", "be a tensor with a row for each of its rows", y)
+    return y
+
+
+@patch
+def run(
+    self: SupSup,
+    flat: Tensor,  # (P,), in the order of the store
+    x: Tensor,  # a batch
+) -> Tensor:
+    """The output of the network with the weights `flat`. ValueError or TypeError for weights or
+    inputs that do not fit.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.run(0.5 * net.weights(), torch.randn(3, 4))  # (3, 10)
+    ```"""
+    like = next(iter(self._fixed().values()))
+    check_input(flat, "flat", (self.store.n_weights,), like=like)
+    return self._call(self.store.split(flat), x)
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #ab2d9f74
 @patch
 def forward(
     self: SupSup,
@@ -435,15 +763,79 @@ def forward(
     task: int | None = None,  # use the mask of this task
     alpha: Tensor | None = None,  # (k,): use this mixture of all masks
 ) -> Tensor:
-    """Logits under a stored mask, a mixture of masks, or (neither given) the mask in training.
+    """Logits under a stored mask, a mixture of masks (supsup-mix), or (neither given) the mask in
+    training.
 
-    IndexError for an unknown task; ValueError for both or a wrong alpha; RuntimeError without a task in training."""
+    IndexError for an unknown task; ValueError for both, a wrong alpha, or an input that does not
+    fit; RuntimeError without a task in training.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.new_task(), net.commit(), net(torch.randn(3, 4), task=0)  # (3, 10)
+    ```"""
     check(task is None or alpha is None, "task and alpha", "not both be given", "both")
+    fixed = self._fixed()
     if alpha is not None:
-        gain = self.store.mix(alpha)
+        gains = self.store.split(self.store.mix(alpha))
+    elif task is None:
+        gains = self._gains()
     else:
-        gain = self.mask() if task is None else self.store._flat(task).float()
-    return self.run(self.weights() * gain, x)
+        gains = self.store._gains(task, next(iter(fixed.values())).dtype)
+    y = self._call({name: w * gains[name].to(w.dtype) for name, w in fixed.items()}, x)
+    return y if task is None else y[..., : self.n_outputs.get(task)]
+
+
+@patch
+def task_state_dict(
+    self: SupSup,
+    task: int,  # its number
+) -> dict[str, Tensor]:
+    """The state_dict of a plain network for one task, weights times mask: it loads into one like
+    `base`. IndexError for an unknown task.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.new_task(), net.commit()
+    nn.Linear(4, 10, bias=False).load_state_dict(net.task_state_dict(0))
+    ```"""
+    plain = copy.deepcopy(self.base)
+    for name, mask in self.store[task].items():
+        plain.get_parameter(name).mul_(mask)
+    return plain.state_dict()
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #c41e8b5d
+@patch
+def get_extra_state(self: SupSup) -> Tensor:
+    "Seed, kind of mask and numbers of outputs, for the state_dict."
+    facts = {k: getattr(self, k) for k in ("seed", "density", "absolute", "n_outputs")}
+    return _as_tensor(facts, self.store.bits.device)
+
+
+@patch
+def set_extra_state(
+    self: SupSup,
+    state: Tensor,  # what `get_extra_state` gave
+) -> None:
+    "ValueError for masks of another density or rank."
+    found, here = _facts(state) or {}, {"density": self.density, "absolute": self.absolute}
+    same = {name: found.get(name) for name in here}
+    check(same == here and "seed" in found, "state", f"have {here}", f"{same}")
+    self.seed = found["seed"]
+    self.n_outputs = {int(task): n for task, n in found["n_outputs"].items()}
+
+
+@patch
+def _load_from_state_dict(self: SupSup, state_dict, prefix, *args):
+    "Take the task in training too, or none; `args` as in torch."
+    scores = state_dict.get(prefix + "scores")
+    if scores is None:
+        self.scores = None
+    elif self.scores is None:
+        self.scores = nn.Parameter(torch.zeros_like(self.store.total, dtype=torch.float32))
+    try:
+        super(SupSup, self)._load_from_state_dict(state_dict, prefix, *args)
+    except ValueError as e:
+        args[-1].append(str(e))
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #88c2e17b
 def entropy_objective(
@@ -451,14 +843,20 @@ def entropy_objective(
     *,
     reduction: str = "mean",  # "mean", "none" or "sum" over the images
 ) -> Tensor:
-    "Entropy of the softmax over all outputs in nats (supsup-one-shot), in float32 or better."
+    """Entropy of the softmax over all outputs in nats (supsup-one-shot), in float32 or better.
+
+    Outputs of minus infinity count as probability 0. ValueError for an unknown reduction, or the
+    mean of nothing.
+
+    ```python
+    entropy_objective(torch.zeros(2, 4))  # log 4 = 1.3863
+    entropy_objective(torch.zeros(2, 4), reduction="none")  # (2,)
+    ```"""
     check_choice(reduction, "reduction", ["mean", "none", "sum"])
-    check_tensor(logits, "logits", kind="float")
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    return (
-        entropy if reduction == "none" else entropy.mean() if reduction == "mean" else entropy.sum()
-    )
+    check_tensor(logits, "logits", (..., "n"), kind="float", nonempty=reduction == "mean")
+    log_p = at_least_float32(logits).log_softmax(-1)
+    log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 log 0 = 0
+    return reduce(-(log_p.exp() * log_p).sum(-1), reduction)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #ba9c30d6
 def _some_masks(net: SupSup) -> int:
@@ -468,70 +866,114 @@ def _some_masks(net: SupSup) -> int:
     return len(net.store)
 
 
+def _value(net: SupSup, objective: Callable, flat: Tensor, x: Tensor) -> Tensor:
+    "The objective with these weights, a scalar."
+    y = net.run(flat, x)
+    check(y.ndim > 1, "x", "be a batch, of which the network makes (B, n)", x)
+    return check_returns(objective(y), "objective", shape=(), kind="float")
+
+
+def _mixed(net: SupSup, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    "The fixed weights and the weights under the mixture."
+    weights = net.weights().detach()
+    with torch.no_grad():
+        mixture = net.store.mean(weights.dtype) if alpha is None else net.store.mix(alpha)
+    return weights, weights * mixture.to(weights.dtype)
+
+
 def alpha_gradient(
     net: SupSup,  # with k >= 1 tasks learned
     x: Tensor,  # (B, ...), images of one task
     objective: Callable = entropy_objective,  # logits (B, n) -> scalar
     alpha: Tensor | None = None,  # (k,) where to take the gradient; None: 1 / k each
     *,
-    tasks: Tensor | None = None,  # int64: the entries of these tasks only; None: all
+    tasks: Tensor | None = None,  # integer (n,): the entries of these tasks only; None: all
     per_example: bool = False,  # a row an image instead of the gradient of the whole batch
-    chunk_size: int = 64,  # images at a time with per_example
+    chunk_size: int | None = None,  # images at a time with per_example; None: at most 64, 32 MB
 ) -> Tensor:
-    """Gradient of the objective in the mixing coefficients of the masks (supsup-identity), (k,) or (B, k).
+    """Gradient of the objective in the mixing coefficients of the masks (supsup-identity), (k,) or
+    (B, k).
 
-    One forward and one backward pass and one product with the masks. RuntimeError without masks."""
+    One forward and one backward pass and one product with the masks. RuntimeError without masks;
+    IndexError for tasks that are not there; ValueError or TypeError for what does not fit.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    for _ in range(3):
+        net.new_task(), net.commit()
+    alpha_gradient(net, torch.randn(5, 4))  # (3,)
+    alpha_gradient(net, torch.randn(5, 4), per_example=True)  # (5, 3)
+    ```"""
     _some_masks(net)
-    check_tensor(x, "x", nonempty=True)
-    weights = net.weights()
-    mixed = weights * (net.store.mean() if alpha is None else net.store.mix(alpha.detach()))
-    if per_example:
-        one = vmap(grad(lambda w, image: objective(net.run(w, image[None]))), (None, 0))
-        return torch.cat(
-            [
-                net.store.project(weights * one(mixed, part), tasks=tasks)
-                for part in x.split(chunk_size)
-            ]
-        )
-    with torch.enable_grad():
-        mixed = mixed.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(objective(net.run(mixed, x)), mixed)
-    return net.store.project(weights * slope, tasks=tasks)
+    check_callable(objective, "objective", "objective(logits) -> scalar")
+    check_bool(per_example=per_example)
+    check_tensor(x, "x", (..., "n"), nonempty=True, like=net.store.bits)
+    size = max(1, min(64, 2**23 // net.store.n_weights))
+    size = size if chunk_size is None else check_int(chunk_size, "chunk_size", low=1)
+    with torch.inference_mode(False):
+        x, (weights, mixed) = x.clone() if x.is_inference() else x, _mixed(net, alpha)
+        if per_example:
+            return _each_gradient(net, x, objective, weights, mixed, tasks, size)
+        with torch.enable_grad():
+            mixed.requires_grad_()
+            (slope,) = torch.autograd.grad(_value(net, objective, mixed, x), mixed)
+        return net.store.project(weights * slope, tasks=tasks)
+
+
+def _each_gradient(net, x, objective, weights, mixed, tasks, size) -> Tensor:
+    "The gradients image by image, `size` at a time."
+    slope = grad(lambda flat, image: _value(net, objective, flat, image[None]))
+    parts = (vmap(slope, (None, 0))(mixed, part).mul_(weights) for part in x.split(size))
+    return torch.cat([net.store.project(part, tasks=tasks) for part in parts])
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #f3ccf877
 def superfluous_objective(
     logits: Tensor,  # (..., n)
     n_real: int,  # number of labels l; the outputs after them are superfluous
     *,
-    full: bool = True,  # the code's form: over all outputs, gradient through the superfluous ones only
+    full: bool = True,  # the code's form: over all outputs, gradient of the superfluous ones only
     reduction: str = "mean",  # "mean", "none" or "sum" over the images
 ) -> Tensor:
-    "Log-sum-exp of the superfluous outputs (supsup-g), in float32 or better; ValueError if there is no superfluous output."
+    """Log-sum-exp of the superfluous outputs (supsup-g), in float32 or better.
+
+    ValueError if there is no superfluous output, for an unknown reduction, or the mean of nothing.
+
+    ```python
+    superfluous_objective(torch.zeros(2, 10), 8, full=False)  # log 2 = 0.6931
+    superfluous_objective(torch.zeros(2, 10), 8)  # log 10 = 2.3026
+    ```"""
+    check_bool(full=full)
     check_choice(reduction, "reduction", ["mean", "none", "sum"])
-    check_tensor(logits, "logits", kind="float")
-    n_real = check_int(n_real, "n_real", low=1)
-    check(
-        n_real < logits.shape[-1],
-        "n_real",
-        "be smaller than the number of outputs",
-        f"{n_real} of {logits.shape[-1]}",
-    )
-    y = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    check_tensor(logits, "logits", (..., "n"), kind="float", nonempty=reduction == "mean")
+    n_real, n = check_int(n_real, "n_real", low=1), logits.shape[-1]
+    check(n_real < n, "n_real", "be smaller than the number of outputs", f"{n_real} of {n}")
+    y = at_least_float32(logits)
     rest = y[..., n_real:]
-    value = (torch.cat([y[..., :n_real].detach(), rest], -1) if full else rest).logsumexp(-1)
-    return value if reduction == "none" else value.mean() if reduction == "mean" else value.sum()
+    y = torch.cat([y[..., :n_real].detach(), rest], -1) if full else rest
+    return reduce(y.logsumexp(-1), reduction)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #b11cf0ae
 class TaskInference(NamedTuple):
     "The task found, how far it stands out, and what the decision was based on."
 
     task: int  # number of the mask; -1 if no known task fits
-    score: float  # k max softmax(-gradient), in 1 .. k: 1 when no mask stands out
-    gradient: Tensor  # (k,): gradient at the equal mixture; for "exhaustive" the value of each mask
+    score: float  # k max softmax(-gradient), in 1 .. k (supsup-new); NaN where it means nothing:
+    # with one mask, and with "exhaustive"
+    gradient: Tensor  # (k,): gradient at the equal mixture; with "exhaustive" each mask's value
+    margin: float  # from the least entry of `gradient` to the mean of the others, in their standard
+    # deviations (supsup-margin); below 3 the answer is a guess; NaN with fewer than 3 masks
+
+
+def _margin(slope: Tensor) -> float:
+    "How far the least entry stands from the others."
+    best = slope.argmin()
+    rest = torch.cat([slope[:best], slope[best + 1 :]])
+    return float((rest.mean() - slope[best]) / rest.std()) if len(rest) > 1 else math.nan
 
 
 def _halve(net: SupSup, x: Tensor, objective, center: Tensor, slope: Tensor) -> int:
-    "The mask that is left when the worse half is dropped again and again; ties go to the lower index."
+    """The mask that is left when the worse half is dropped again and again; ties go to the lower
+    index."""
     live = torch.arange(len(center), device=center.device)
     while True:
         keep = slope.argsort(stable=True)[: -(-len(live) // 2)]
@@ -552,47 +994,153 @@ def infer_task(
     center: Tensor | None = None,  # (k,), subtracted from the gradient
     epsilon: float | None = None,  # answer -1 when the score is below 1 + epsilon (supsup-new)
 ) -> TaskInference:
-    """The task of a batch by the gradient at the mixture of all masks (supsup-one-shot), by halving, or by trying all.
+    """The task of a batch by the gradient at the mixture of all masks (supsup-one-shot), by
+    halving, or by trying every mask.
 
-    With one mask the answer is 0, without a pass. RuntimeError without masks; ValueError for an exhaustive search with a
-    function whose value means nothing (`superfluous_objective` with full=True) and for a wrong center."""
+    The gradient can be trusted with wide dense layers and 2 to 10 times as many outputs as labels,
+    where the inputs of the tasks differ in kind. With convolutions, tasks that look alike, or many
+    narrow layers it guesses, whatever the score: look at `margin`, and take "exhaustive", which
+    costs a pass a mask. With one mask the answer is 0, without a pass.
+
+    RuntimeError without masks; ValueError where the gradient is not finite, for a wrong center, an
+    epsilon with "exhaustive", or an exhaustive search with a function whose value means nothing
+    (`superfluous_objective` with full=True).
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    for _ in range(3):
+        net.new_task(), net.commit()
+    infer_task(net, torch.randn(5, 4), method="exhaustive").task
+    ```"""
     check_choice(method, "method", ["one_shot", "binary", "exhaustive"])
-    k = _some_masks(net)
-    check(center is None or center.shape == (k,), "center", f"have {k} entries, one a task", center)
-    bound = None if epsilon is None else 1 + check_number(epsilon, "epsilon", low=0)
-    center = net.store.total.new_zeros(k) if center is None else center.to(net.store.total)
+    tried, k = method == "exhaustive", _some_masks(net)
+    check_callable(objective, "objective", "objective(logits) -> scalar")
+    check_tensor(x, "x", (..., "n"), nonempty=True, like=net.store.bits)
+    center, bound = _center(net, center), None
+    if epsilon is not None:
+        bound = 1 + check_number(epsilon, "epsilon", low=0)
+        check(not tried, "epsilon", "be None with method='exhaustive', which has no score", epsilon)
     if k == 1:
-        return TaskInference(-1 if bound and bound > 1 else 0, 1.0, torch.zeros_like(center))
-    if method == "exhaustive":
-        _check_value(objective, net, x)
-        with torch.no_grad():
-            slope = torch.stack([objective(net(x, task=i)) for i in range(k)]) - center
-    else:
-        slope = alpha_gradient(net, x, objective) - center
-    score = k * float((-slope).softmax(-1).max())
+        task = -1 if bound and bound > 1 else 0
+        return TaskInference(task, math.nan, torch.zeros_like(center), math.nan)
+    slope = (_values if tried else alpha_gradient)(net, x, objective) - center
+    check(bool(slope.isfinite().all()), "x", "lead to finite gradients", "NaN or infinity")
+    score = math.nan if tried else k * float((-slope).softmax(-1).max())
     if bound is not None and score < bound:
-        return TaskInference(-1, score, slope)
+        return TaskInference(-1, score, slope, _margin(slope))
     task = _halve(net, x, objective, center, slope) if method == "binary" else int(slope.argmin())
-    return TaskInference(task, score, slope)
+    return TaskInference(task, score, slope, _margin(slope))
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #3e6b91fc
+def _center(net: SupSup, center: Tensor | None) -> Tensor:
+    "What is subtracted from the gradient, (k,); zeros by default."
+    k, device = len(net.store), net.store.bits.device
+    if center is None:
+        return torch.zeros(k, device=device)
+    check_tensor(center, "center", kind="float", like=net.store.bits)
+    check(center.shape == (k,), "center", f"have {k} entries, one a task", center)
+    check(bool(center.isfinite().all()), "center", "hold finite numbers", "others")
+    return at_least_float32(center)
 
 
-def _check_value(objective: Callable, net: SupSup, x: Tensor) -> None:
+@torch.no_grad()
+def _values(net: SupSup, x: Tensor, objective: Callable) -> Tensor:
+    "The objective under each mask alone, (k,); some masks are unpacked at a time."
+    weights, values = net.weights(), []
+    tasks = torch.arange(len(net.store), device=weights.device)
+    for part in tasks.split(max(1, min(16, 2**22 // len(weights)))):
+        masked = net.store._rows(part, weights.dtype).mul_(weights)
+        if not values:
+            _check_value(objective, net.run(masked[0], x[:1]))
+        values += [_value(net, objective, flat, x) for flat in masked]
+    return torch.stack(values)
+
+
+def _check_value(objective: Callable, y: Tensor) -> None:
     "ValueError if the objective ignores some outputs in its gradient but not in its value."
-    with torch.enable_grad():
-        y = net(x[:1], task=0).detach().requires_grad_()
-        value = objective(y)
+    with torch.inference_mode(False), torch.enable_grad():
+        y = y.detach().clone().requires_grad_()
+        value = check_returns(objective(y), "objective", shape=(), kind="float")
+        words = "have a value to compare masks by for method='exhaustive'"
+        check(value.requires_grad, "objective", words, "one that does not depend on the logits")
         (slope,) = torch.autograd.grad(value, y)
         moved = objective(torch.where(slope == 0, y.detach() - 1, y.detach()))
-    check(
-        bool(torch.isclose(moved, value)),
-        "objective",
-        "have a value to compare masks by for method='exhaustive'",
-        "one with only a gradient (superfluous_objective needs full=False)",
-    )
+    got = "one with only a gradient (superfluous_objective needs full=False)"
+    check(bool(torch.isclose(moved, value, equal_nan=True)), "objective", words, got)
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #6d1fb7e8
+class TaskScores(NamedTuple):
+    "Accuracy and forgetting over several tasks."
+
+    accuracy: float  # mean over the tasks
+    forgetting: float  # mean over earlier tasks of the best accuracy before minus that now
+    each: Tensor  # (n,), float64: accuracy of each task
+
+
+@torch.no_grad()
+def score_tasks(
+    net: Callable,  # net(x, task=i) -> logits (B, ..., K): a SupSup, or what you compare it with
+    tasks: Sequence,  # n pairs (x, labels), in the order of their numbers
+    *,
+    before: Sequence[TaskScores] = (),  # what earlier calls returned, after fewer tasks
+    chunk_size: int = 512,  # rows at a time
+) -> TaskScores:
+    """Accuracy of each task under its own mask, and how much of it has been lost since earlier
+    calls; without those the forgetting is 0, as it always is for a SupSup.
+
+    TypeError or ValueError for what are no pairs of inputs and integer labels.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.new_task(), net.commit()
+    score_tasks(net, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]).accuracy
+    ```"""
+    check_callable(net, "net", "net(x, task=i) -> logits")
+    ok = isinstance(tasks, (list, tuple)) and all(isinstance(t, tuple | list) for t in tasks)
+    check(ok and len(tasks) > 0, "tasks", "be a list of pairs (x, labels)", tasks, TypeError)
+    ok = isinstance(before, (list, tuple)) and all(isinstance(b, TaskScores) for b in before)
+    check(ok, "before", "be a list of TaskScores", before, TypeError)
+    size = check_int(chunk_size, "chunk_size", low=1)
+    each = [_accuracy(net, i, task, size) for i, task in enumerate(tasks)]
+    past = [[float(b.each[i]) for b in before if i < len(b.each)] for i in range(len(each))]
+    lost = [max(old) - now for old, now in zip(past, each, strict=True) if old]
+    forgetting = sum(lost) / max(1, len(lost))
+    scores = torch.tensor(each, dtype=torch.float64, device="cpu")
+    return TaskScores(sum(each) / len(each), forgetting, scores)
+
+
+def _accuracy(net: Callable, i: int, task: tuple, size: int) -> float:
+    "The share of right answers in one task."
+    check(len(task) == 2, f"tasks[{i}]", "be a pair (x, labels)", task)
+    x, labels = task
+    check_tensor(x, f"x of tasks[{i}]", nonempty=True)
+    check_tensor(labels, f"labels of tasks[{i}]", kind="integer", nonempty=True)
+    check(len(labels) == len(x), f"labels of tasks[{i}]", f"have {len(x)} rows", labels)
+    right = 0
+    for part, target in zip(x.split(size), labels.split(size), strict=True):
+        y = check_returns(net(part, task=i), "net", rows=len(part), kind="float")
+        check(y.shape[:-1] == target.shape, f"labels of tasks[{i}]", "fit the logits", target)
+        right += int((y.argmax(-1) == target.to(y.device)).sum())
+    return right / labels.numel()
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #4fb717de
 class HopfieldStore(nn.Module):
-    "Patterns of -1 and 1 in one symmetric d x d matrix with zero diagonal, and their running mean; all in the state_dict."
+    """Patterns of -1 and 1 in one symmetric d x d matrix with zero diagonal, and their running
+    mean; all in the state_dict. ValueError for another rule or d < 2.
+
+    ```python
+    import torch
+    from ponderlearn.multitask.supsup import HopfieldStore
+
+    memory = HopfieldStore(100)
+    patterns = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).sign()
+    for z in patterns:
+        memory.store(z)
+    noisy = patterns[2].clone()
+    noisy[:10] *= -1
+    memory.energy(noisy) > memory.energy(patterns[2])
+    torch.equal(memory.recall(noisy), patterns[2])
+    ```"""
 
     def __init__(
         self,
@@ -601,34 +1149,62 @@ class HopfieldStore(nn.Module):
     ):
         super().__init__()
         check_choice(rule, "rule", ["storkey", "hebb"])
-        self.d, self.rule = check_int(d, "d", low=2), rule
+        self.d, self.rule = check_int(d, "d", low=2, high=10**5), rule
         self.register_buffer("psi", torch.zeros(self.d, self.d))
         self.register_buffer("mean", torch.zeros(self.d))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
-    def store(self, z: Tensor) -> None:
-        "Add a pattern, (d,) of -1 and 1 (supsup-storkey); ValueError for other values."
+    def store(
+        self,
+        z: Tensor,  # (d,) of -1 and 1
+    ) -> None:
+        "Add a pattern (supsup-storkey); ValueError for other values or another length."
         z = self._pattern(z)
         new = torch.outer(z, z)
         if self.rule == "storkey":
-            cross = torch.outer(z, self.psi @ z)
+            with _exact(z):
+                cross = torch.outer(z, self.psi @ z)
             new = new - cross - cross.T + 2 * self.psi
         self.psi += (new / self.d).fill_diagonal_(0)
         self.count += 1
         self.mean += (z - self.mean) / self.count
 
     def _pattern(self, z: Tensor) -> Tensor:
-        check_tensor(z, "z", (self.d,))
-        check(bool((z.abs() == 1).all()), "z", "hold patterns of -1 or 1", "other values")
+        check_tensor(z, "z", (self.d,), like=self.psi)
+        ok = z.dtype != torch.bool and bool((z.abs() == 1).all())
+        check(ok, "z", "hold patterns of -1 or 1", "other values")
         return z.to(self.psi)
 
-    def field(self, z: Tensor) -> Tensor:
-        "Psi z, (..., d): the sign that each entry is pulled to."
-        return z @ self.psi
+# %% ../../nbs/07_multitask/01_supsup.ipynb #f7a91d02
+@patch
+def field(
+    self: HopfieldStore,
+    z: Tensor,  # (..., d)
+) -> Tensor:
+    """Psi z, (..., d), in float32 or better: the sign that each entry is pulled to. ValueError for
+    another length.
 
-    def energy(self, z: Tensor) -> Tensor:
-        "-1/2 z' Psi z, shape (...); differentiable in `z`."
-        return -0.5 * (self.field(z) * z).sum(-1)
+    ```python
+    HopfieldStore(4).field(torch.ones(4))  # zeros: nothing stored
+    ```"""
+    check_tensor(z, "z", (..., self.d), kind="float", like=self.psi)
+    z = at_least_float32(z)
+    with _exact(z):
+        return z @ self.psi.to(z.dtype)
+
+
+@patch
+def energy(
+    self: HopfieldStore,
+    z: Tensor,  # (..., d)
+) -> Tensor:
+    """-1/2 z' Psi z, shape (...), in float32 or better; differentiable in `z`. ValueError for
+    another length.
+
+    ```python
+    HopfieldStore(4).energy(torch.ones(2, 4))  # (2,)
+    ```"""
+    return -0.5 * (self.field(z) * z).sum(-1)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #993ae80a
 @patch
@@ -638,10 +1214,16 @@ def recall(
     *,
     n_steps: int = 30,  # sweeps over all entries, at most
 ) -> Tensor:
-    "Roll down the energy, one entry at a time in order, until nothing changes; (d,). An entry without a pull stays."
+    """Roll down the energy, one entry at a time in order, until nothing changes; (d,).
+
+    An entry without a pull stays. ValueError for other values or another length.
+
+    ```python
+    HopfieldStore(4).recall(torch.tensor([1.0, -1, 1, 1]))  # as it was: nothing stored
+    ```"""
     z = self._pattern(z).clone()
     for _ in range(check_int(n_steps, "n_steps", low=1)):
-        before, pull = z.clone(), self.psi @ z
+        before, pull = z.clone(), self.field(z)
         for u in range(self.d):
             if pull[u] * z[u] < 0:
                 pull = pull - 2 * z[u] * self.psi[:, u]
@@ -654,14 +1236,15 @@ def recall(
 def _projected_slope(
     store: HopfieldStore, r: Tensor, entropy: Tensor, share: float, gamma: float
 ) -> Tensor:
-    "The step of one layer: both gradients with sqrt(d) as length, that of the entropy within the span of the patterns."
+    """The step of one layer: both gradients with sqrt(d) as length, that of the entropy within the
+    span of the patterns."""
     entropy = store.field(entropy) + entropy * store.count / store.d
     parts = F.normalize(entropy, dim=0), F.normalize(-store.field(r), dim=0)
     return store.d**0.5 * ((1 - share) * parts[0] + gamma * share * parts[1])
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #94d52741
 def recover_mask(
-    entropy_fn: Callable,  # (masks, batch) -> scalar; masks: one float tensor (d,) a store, in 0 .. 1
+    entropy_fn: Callable,  # (masks, batch) -> scalar; masks: one float (d,) a store, in 0 .. 1
     stores: Sequence[HopfieldStore],  # one a layer, with the patterns of all tasks
     batches: Sequence,  # T batches of the unknown task, each used once
     *,
@@ -670,21 +1253,29 @@ def recover_mask(
     momentum: float = 0.9,  # of the stochastic gradient descent
     method: str = "straight_through",  # "straight_through", the paper's, or "projected", ours
 ) -> list[Tensor]:
-    """The masks, bool (d,) a store, at the end of the descent (supsup-recover) from the mean of the stored patterns.
+    """The masks, bool (d,) a store, at the end of the descent (supsup-recover) from the mean of the
+    stored patterns.
 
-    RuntimeError for a store without patterns."""
+    RuntimeError for a store without patterns; TypeError or ValueError for no stores, no batches, or
+    an entropy that is no scalar.
+
+    ```python
+    memory, wanted = HopfieldStore(8), torch.tensor([1.0, -1, 1, 1, -1, 1, -1, 1])
+    memory.store(wanted), memory.store(wanted.flip(0))
+    far = lambda masks, batch: (2 * masks[0] - 1 - wanted).square().sum()
+    recover_mask(far, [memory], range(20), gamma=0.1, lr=0.1)
+    ```"""
     check_choice(method, "method", ["straight_through", "projected"])
-    check(len(batches) > 0, "batches", "hold at least one batch", batches)
-    for i, store in enumerate(stores):
-        check(
-            int(store.count) > 0, f"stores[{i}]", "hold at least one pattern", "none", RuntimeError
-        )
-    gamma, lr = check_number(gamma, "gamma", low=0), check_number(lr, "lr", low=0, open_low=True)
+    gamma, lr, momentum = _descent(gamma, lr, momentum)
+    _check_stores(stores, batches)
+    check_callable(entropy_fn, "entropy_fn", "entropy_fn(masks, batch) -> scalar")
     soft, scores = method == "projected", [store.mean.clone().requires_grad_() for store in stores]
     optimizer = torch.optim.SGD(scores, lr=lr, momentum=momentum)
     for t, batch in enumerate(batches, 1):
         share, masks = t / len(batches), [(1 + r) / 2 if soft else supermask(r) for r in scores]
-        slopes = torch.autograd.grad(entropy_fn(masks, batch), scores)
+        value = entropy_fn(masks, batch)
+        check_returns(value, "entropy_fn", shape=(), kind="float")
+        slopes = torch.autograd.grad(value, scores)
         for r, m, store, slope in zip(scores, masks, stores, slopes, strict=True):
             r.grad = (
                 _projected_slope(store, r.detach(), slope, share, gamma)
@@ -697,39 +1288,91 @@ def recover_mask(
                 r.data.clamp_(-1, 1)
     return [r.detach() >= 0 for r in scores]
 
+
+def _descent(gamma: float, lr: float, momentum: float) -> tuple[float, float, float]:
+    "The numbers of the descent, checked."
+    return (
+        check_number(gamma, "gamma", low=0),
+        check_number(lr, "lr", low=0, open_low=True),
+        check_number(momentum, "momentum", low=0, high=1, open_high=True),
+    )
+
+
+def _check_stores(stores: Sequence, batches: Sequence) -> None:
+    "Stores with patterns, and at least one batch."
+    for name, x in (("stores", stores), ("batches", batches)):
+        ok = hasattr(x, "__len__") and not isinstance(x, (str, dict))
+        check(ok, name, "be a sequence", describe(x), TypeError)
+        check(len(x) > 0, name, "hold at least one", "none")
+    for i, store in enumerate(stores):
+        name = f"stores[{i}]"
+        check(isinstance(store, HopfieldStore), name, "be a HopfieldStore", store, TypeError)
+        check(int(store.count) > 0, name, "hold at least one pattern", "none", RuntimeError)
+
 # %% ../../nbs/07_multitask/01_supsup.ipynb #69ca15f2
-_MAGIC = b"ponderlearn SupSup 1\n"
+_MAGIC = b"ponderlearn SupSup 2\n"
+
+
+def _bytes(x: Tensor) -> bytes:
+    "The bytes of a tensor, of any dtype."
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 @patch
 def checksum(self: SupSup) -> str:
-    "SHA-256 of the names, shapes and values of all that is fixed."
+    """SHA-256 of the names, shapes and values of all that is fixed.
+
+    ```python
+    SupSup(nn.Linear(2, 2), allow_extra=True).checksum()[:8]
+    ```"""
     h = hashlib.sha256()
     for name, t in self.base.state_dict().items():
-        h.update(
-            f"{name} {tuple(t.shape)} {t.dtype};".encode()
-            + t.detach().cpu().contiguous().numpy().tobytes()
-        )
+        h.update(f"{name} {tuple(t.shape)} {t.dtype};".encode() + _bytes(t))
     return h.hexdigest()
+
+
+@patch
+def _redrawn(self: SupSup) -> "SupSup":
+    "A SupSup of the same seed, without tasks."
+    kind = {"density": self.density, "absolute": self.absolute, "seed": self.seed}
+    return SupSup(self.base, allow_extra=True, **kind)
 
 
 @patch
 def save(
     self: SupSup,
     path: str | Path,  # file to write
+    *,
+    store_weights: bool = False,  # write the fixed weights too, not only their seed
 ) -> None:
-    "Write seed, checksum and the masks' bits, all or nothing; a task in training is not saved."
-    bits = self.store.bits[: len(self.store)].cpu().numpy().tobytes()
-    head = {
-        "seed": self.seed,
-        "weights": self.checksum(),
-        "shapes": self.store.shapes,
-        "tasks": len(self.store),
-        "density": self.density,
-        "absolute": self.absolute,
-        "bits": hashlib.sha256(bits).hexdigest(),
-    }
-    write_atomic(path, _MAGIC + json.dumps(head).encode() + b"\n" + bits)
+    """Write seed, checksums and the masks' bits, all or nothing; a task in training is not saved.
+
+    RuntimeError if the seed does not give the fixed weights (pre-trained, loaded from another net,
+    or changed) and they are not stored.
+
+    ```python
+    net = SupSup(nn.Linear(4, 10, bias=False))
+    net.save("net.supsup")
+    load_supsup("net.supsup", nn.Linear(4, 10, bias=False))
+    ```"""
+    check_bool(store_weights=store_weights)
+    same, words = store_weights or self._redrawn().checksum() == self.checksum(), "be True, since "
+    words += f"the fixed weights are not those that seed {self.seed} draws"
+    check(same, "store_weights", words, store_weights, RuntimeError)
+    head = {k: getattr(self, k) for k in ("seed", "density", "absolute")}
+    head |= {"weights": self.checksum(), "stored": store_weights, "shapes": self.store.shapes}
+    k = len(self.store)
+    head |= {"tasks": k, "n_outputs": {i: n for i, n in self.n_outputs.items() if i < k}}
+    fixed = map(_bytes, self.base.state_dict().values()) if store_weights else ()
+    body = b"".join([json.dumps(head).encode(), b"\n", _bytes(self.store.bits[:k]), *fixed])
+    digest = hashlib.sha256(body).hexdigest().encode()
+    write_atomic(_file(path), _MAGIC + digest + b"\n" + body)
+
+
+def _file(path: str | Path) -> Path:
+    "`path` as a Path; TypeError."
+    check(isinstance(path, (str, os.PathLike)), "path", "be a path", describe(path), TypeError)
+    return Path(path)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #5bb403f5
 def load_supsup(
@@ -738,55 +1381,60 @@ def load_supsup(
     *,
     allow_extra: bool = False,  # as when the SupSup was made
 ) -> SupSup:
-    """The saved SupSup, its weights drawn again from the seed, on the device of `base`.
+    """The saved SupSup on the device of `base`, its weights drawn again from the seed or as they
+    were stored.
 
-    ValueError for a file of another kind or version, of another network, or damaged, and when the weights come out differently."""
-    raw, path = Path(path).read_bytes(), str(path)
-    check(
-        raw.startswith(_MAGIC),
-        path,
-        f"begin with {_MAGIC.decode().strip()!r}",
-        repr(raw[: len(_MAGIC)]),
-    )
-    line, _, bits = raw[len(_MAGIC) :].partition(b"\n")
-    try:
-        head = json.loads(line)
-        shapes = {name: tuple(shape) for name, shape in head["shapes"].items()}
-        net = SupSup(
-            base,
-            density=head["density"],
-            absolute=head["absolute"],
-            seed=head["seed"],
-            allow_extra=allow_extra,
-        )
-    except (ValueError, KeyError, AttributeError) as e:
-        check("base must" not in str(e), path, "fit the network", str(e))
-        raise ValueError(f"{path} must hold a readable head, got {type(e).__name__}: {e}") from e
-    here = net.store.shapes
-    for name in {**shapes, **here}:
-        check(
-            shapes.get(name) == here.get(name),
-            path,
-            f"be of a network with {name} {here.get(name, 'absent')}",
-            f"one with {name} {shapes.get(name, 'absent')}",
-        )
-    check(
-        net.checksum() == head["weights"],
-        path,
-        f"be of the weights that seed {head['seed']} gives here",
-        "another checksum (made on another version of torch, or with other frozen parameters)",
-    )
-    ok = (
-        len(bits) == head["tasks"] * net.store.bits.shape[1]
-        and hashlib.sha256(bits).hexdigest() == head["bits"]
-    )
-    check(ok, path, "hold the bits of all masks", "a damaged file")
-    packed = (
-        torch.frombuffer(bytearray(bits), dtype=torch.uint8)
-        if bits
-        else torch.zeros(0, dtype=torch.uint8)
-    )
-    net.store.load_state_dict(
-        {"bits": packed.view(head["tasks"], -1 if bits else net.store.bits.shape[1])}
-    )
+    ValueError for a file of another kind or version, of another network, or damaged, and when the
+    weights come out differently.
+
+    ```python
+    SupSup(nn.Linear(4, 10, bias=False)).save("net.supsup")
+    net = load_supsup("net.supsup", nn.Linear(4, 10, bias=False))
+    ```"""
+    name, (head, rest) = str(path), _read(_file(path))
+    kind = {k: head[k] for k in ("density", "absolute", "seed")}
+    net = SupSup(base, allow_extra=allow_extra, keep_weights=head["stored"], **kind)
+    _same_shapes(name, head["shapes"], net.store.shapes)
+    size = head["tasks"] * net.store.bits.shape[1]
+    if head["stored"]:
+        net._fill(name, rest[size:])
+    words = f"be of the weights that seed {head['seed']} gives here"
+    got = "another checksum (another version of torch, other frozen parameters, or another dtype)"
+    check(net.checksum() == head["weights"], name, words, got)
+    bits = torch.tensor(list(rest[:size]), dtype=torch.uint8, device=net.store.bits.device)
+    net.store._take(bits.view(head["tasks"], net.store.bits.shape[1]))
+    net.n_outputs = {int(task): n for task, n in head["n_outputs"].items()}
     return net
+
+
+def _read(file: Path) -> tuple[dict, bytes]:
+    "The head of a file and what follows it; ValueError that names the file."
+    raw = file.read_bytes()
+    words = f"begin with {_MAGIC.decode().strip()!r}"
+    check(raw.startswith(_MAGIC), str(file), words, repr(raw[: len(_MAGIC)]))
+    digest, _, body = raw[len(_MAGIC) :].partition(b"\n")
+    whole = hashlib.sha256(body).hexdigest().encode() == digest
+    check(whole, str(file), "be as it was written", "a damaged file")
+    head, _, rest = body.partition(b"\n")
+    return json.loads(head), rest
+
+# %% ../../nbs/07_multitask/01_supsup.ipynb #80e3c6b2
+def _same_shapes(name: str, shapes: dict, here: dict) -> None:
+    "ValueError that names the first weight in which the file and the network differ."
+    shapes = {weight: tuple(shape) for weight, shape in shapes.items()}
+    for weight in {**shapes, **here}:
+        wanted = f"be of a network with {weight} {here.get(weight, 'absent')}"
+        got = f"one with {weight} {shapes.get(weight, 'absent')}"
+        check(shapes.get(weight) == here.get(weight), name, wanted, got)
+
+
+@patch
+def _fill(self: SupSup, name: str, raw: bytes) -> None:
+    "Stored weights into the network."
+    fixed = list(self.base.state_dict().values())
+    sizes = [t.nbytes for t in fixed]
+    wanted = f"hold {sum(sizes)} bytes of weights, as this network has"
+    check(len(raw) == sum(sizes), name, wanted, f"{len(raw)}")
+    flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    for t, part in zip(fixed, flat.split(sizes), strict=True):
+        t.copy_(part.clone().view(t.dtype).view(t.shape))
