@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+# %% ../nbs/00_foundations/11_cli.ipynb #66e853b9
 import ponderlearn
 from . import catalogue, records
 from .catalogue import CATALOGUE, PARTS, settings, write_atomic
@@ -76,6 +77,27 @@ def _table(header, rows):
         table.add_row(*(Text(str(x)) for x in row))
     return table
 
+# %% ../nbs/00_foundations/11_cli.ipynb #188bf029
+def _names(start: str):
+    "Names of chapters for the shell's completion."
+    return [c.name for c in CATALOGUE if c.name.startswith(start)]
+
+
+def _version(wanted: bool) -> None:
+    "Print the version and leave."
+    if wanted:
+        _console().print(f"ponderlearn {ponderlearn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    pass
+
 # %% ../nbs/00_foundations/11_cli.ipynb #5c4a0a8a
 @app.command("list")
 def list_chapters() -> None:
@@ -106,27 +128,6 @@ def _find(name):
         return catalogue.chapter(name)
     except ValueError as e:
         _fail(e, 2)
-
-
-def _names(start: str):
-    "Names of chapters for the shell's completion."
-    return [c.name for c in CATALOGUE if c.name.startswith(start)]
-
-
-def _version(wanted: bool) -> None:
-    "Print the version and leave."
-    if wanted:
-        _console().print(f"ponderlearn {ponderlearn.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
-    ] = False,
-) -> None:
-    pass
 
 # %% ../nbs/00_foundations/11_cli.ipynb #83e6676d
 def _exporter():
@@ -319,7 +320,7 @@ def _scale(scale):
         _fail(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}", 2)
     return scale
 
-
+# %% ../nbs/00_foundations/11_cli.ipynb #05b37b36
 def _check_run(path, folder, name, chapter, commit, verify):
     "Leave with an error unless this run can go through."
     option = "--commit" if commit else "--verify"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ponderlearn.cli import code_sha256
-from ponderlearn.course import CATALOGUE, course_root
+from ponderlearn.course import CATALOGUE, HOLDS, course_root
+from ponderlearn.execution import fingerprint
 
 ROOT = course_root()
 NOTEBOOKS = [c for c in CATALOGUE if c.notebook]
@@ -173,7 +173,7 @@ def test_imports(path):
         assert not re.search(
             r"(?m)^(from|import)\s+nbdev\b|^\s*from\s+\S+\s+import\s+\*|show_doc", cell["source"]
         )
-        assert path.name == "11_cli.ipynb" or not re.search(
+        assert path.name == "12_execution.ipynb" or not re.search(
             r"(?m)^\s*(from|import)\s+nbdev\b", cell["source"]
         )
 
@@ -228,10 +228,16 @@ def test_outputs_are_those_of_this_code(c):
     facts = nb["metadata"].get("ponderlearn")
     assert facts, f"no committed run: ponderlearn run {c.name} --scale full --commit"
     assert facts["scale"] == "full" and set(facts) >= {"device", "torch", "seconds", "date"}
-    assert facts["sha256"] == code_sha256(nb), (
-        f"the code has changed: ponderlearn run {c.name} --scale full --commit"
+    again = "--verify if the claims must be the same, --commit if this is a new experiment"
+    assert facts["fingerprint"] == fingerprint(nb), (
+        f"the code has changed: ponderlearn run {c.name} {again}"
     )
     assert facts["seconds"] <= 600
+
+
+@every
+def test_other_tools_know_the_language(path):
+    assert read(path)["metadata"]["language_info"]["file_extension"] == ".py"
 
 
 @notebooks
@@ -322,7 +328,7 @@ def test_claims_are_recorded_and_shown(c):
     assert shown and "text/html" in shown[-1]["outputs"][-1]["data"]
     stored = json.loads((ROOT / "results" / f"{c.name}.json").read_text(encoding="utf-8"))
     claims = [r for r in stored["claims"] if r["scale"] == "full"]
-    assert claims and all(r["rule"] and r["holds"] in ("yes", "no", "partly") for r in claims)
+    assert claims and all(r["rule"] and r["holds"] in HOLDS[:-1] for r in claims)
     assert any(r["interval"] and r["n_seeds"] >= 5 for r in claims)
     run = [
         r
