@@ -53,17 +53,19 @@ app = typer.Typer(
 
 
 class _Console(Console):
-    "A console that leaves quietly when nobody reads any more."
+    "A console for plain text that leaves quietly when nobody reads any more."
+
+    def __init__(self, **options):
+        super().__init__(markup=False, highlight=False, force_jupyter=False, **options)
 
     def on_broken_pipe(self):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
 
 
-def _console(**options):
+def _console():
     "Where the commands print: as wide as the terminal, 110 columns in a file."
-    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 110
-    return _Console(width=wide, markup=False, highlight=False, soft_wrap=False, **options)
+    return _Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 110)
 
 
 def _table(header, rows):
@@ -117,7 +119,7 @@ def list_chapters() -> None:
 # %% ../nbs/00_foundations/11_cli.ipynb #f5f04e55
 def _fail(message, status=1):
     "Print an error as one sentence and leave."
-    console = _Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    console = _Console(stderr=True, soft_wrap=True)
     console.print(f"error: {message}", style="red")
     raise typer.Exit(status)
 
@@ -370,7 +372,7 @@ def _report_error(name, folder, done):
     dead = "Dead" in type(done.error).__name__
     hint = " (a kernel that dies is often out of memory)" if dead else ""
     text = "".join(traces) or f"{type(done.error).__name__}: {done.error}{hint}"
-    stderr = _Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    stderr = _Console(stderr=True, soft_wrap=True)
     stderr.print(f"\nThe run stopped at {place}:\n", style="bold red")
     plain = text if stderr.is_terminal else re.sub(r"\x1b\[[0-9;]*m", "", text)
     stderr.print(f"{source}\n\n{plain}")
