@@ -1,4 +1,4 @@
-"""Figures, tables and frames: numbers against SciPy, bad input, the budget, and life without `Stack`."""
+"""Figures, tables and frames: what is drawn, bad input, the budget, and life without `Stack`."""
 
 import json
 import math
@@ -15,9 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from ponderlearn import viz
+from ponderlearn.metrics import paired_interval
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -39,20 +39,22 @@ def axis():
 # Intervals
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.sampled_from([0.5, 0.9, 0.95]))
-def test_interval_is_scipys(scores, level):
-    mean, low, high = viz._interval(np.array(scores), level)
-    error = stats.sem(scores)
-    if error > 1e-9:
-        wanted = stats.t.interval(level, len(scores) - 1, loc=np.mean(scores), scale=error)
-        assert np.allclose([low, high], wanted)
-    assert low <= mean <= high
+SCORES = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SCORES, SCORES, st.sampled_from([0.5, 0.95]))
+def test_intervals_are_those_of_metrics(one, two, level):
+    found = viz.dots(axis(), [one, two], labels=["a", "b"], level=level)
+    plt.close("all")
+    assert found == [paired_interval(scores, level=level) for scores in (one, two)]
 
 
 def test_band_returns_what_it_draws():
     ax, ys = axis(), np.random.default_rng(0).normal(size=(5, 4))
-    mean, low, high = viz.band(ax, torch.arange(4), torch.tensor(ys), label="arm")
+    found = viz.band(ax, torch.arange(4), torch.tensor(ys), label="arm")
+    assert found == [paired_interval(column) for column in ys.T]
+    mean, low, high = np.array([interval[:3] for interval in found]).T
     assert np.allclose(ax.lines[0].get_ydata(), mean) and np.allclose(mean, ys.mean(0))
     path = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert np.isclose(path.max(), high.max()) and np.isclose(path.min(), low.min())
@@ -61,8 +63,8 @@ def test_band_returns_what_it_draws():
 
 def test_band_of_one_seed_has_no_band():
     ax = axis()
-    _, low, high = viz.band(ax, [0, 1], [[1.0, 2.0]], label="one")
-    assert np.isnan(low).all() and np.isnan(high).all() and not ax.collections
+    found = viz.band(ax, [0, 1], [[1.0, 2.0]], label="one")
+    assert [str(interval) for interval in found] == ["1", "2"] and not ax.collections
 
 
 def test_dots_draws_every_seed_once():
@@ -70,7 +72,7 @@ def test_dots_draws_every_seed_once():
     found = viz.dots(ax, groups, labels=["a", "b"], paired=True)
     drawn = [line for line in ax.lines if line.get_marker() == "o"]
     assert [sorted(line.get_ydata()) for line in drawn] == groups
-    assert found[0] == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert found[0][:3] == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
 
 
@@ -295,8 +297,8 @@ def test_quick_draws_the_ends_and_the_middle(monkeypatch):
     found = make(draw=lambda x: calls.append(x) or draw(x))
     assert calls == [0, 7, 14] and found.children[0].index == 1
     assert len(make(range(9), range(7)).children[2].children) == 3
-    with pytest.raises(ValueError, match="at least 15 stops"):
-        make(range(14))
+    with pytest.raises(ValueError, match="at least 12 stops"):
+        make(range(11))
 
 
 def test_figures_are_closed():
@@ -314,11 +316,11 @@ def big(x):
 @pytest.mark.parametrize(
     "kwargs, error, message",
     [
-        ({"x": range(14)}, ValueError, "^x must have at least 15 stops, got 14$"),
+        ({"x": range(11)}, ValueError, "^x must have at least 12 stops, got 11$"),
         (
-            {"x": range(8), "y": range(8)},
+            {"x": range(6), "y": range(6)},
             ValueError,
-            "^x and y must have at least 9 and 7 stops, got 8 and 8$",
+            "^x and y must have at least 7 and 5 stops, got 6 and 6$",
         ),
         ({"x": range(81)}, ValueError, "^x must make at most 80 pictures, got 81$"),
         (
@@ -351,7 +353,7 @@ def big(x):
         (
             {"draw": big, "dpi": 100},
             ValueError,
-            r"^draw must make pictures of at most 700 kB in all .* kB at \(\d,\)$",
+            r"^draw must make pictures of at most 350 kB in all .* kB at \(\d,\)$",
         ),
     ],
 )
@@ -371,6 +373,23 @@ def test_without_stack_one_picture_and_a_callback(monkeypatch):
     assert 'alt="at (8, 0)"' in picture.value
 
 
+@needs_stack
+@pytest.mark.parametrize(("x", "y", "start"), [(range(12), None, 3), (range(7), range(5), (6, 0))])
+def test_a_still_picture_stands_beside_the_widget(x, y, start):
+    found = make(x, y, start=start, x_label="height < 9", alt=lambda *point: f"at {point} & so on")
+    bundle = found._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle and "text/plain" in bundle
+    page = found.children[-1].children[start if y is None else start[0]]
+    page = page if y is None else page.children[start[1]]
+    assert bundle["text/html"].count("<img ") == 1 and page.value in bundle["text/html"]
+    stop = f"height &lt; 9: {start}." if y is None else "height &lt; 9: 6, second: 0."
+    assert stop in bundle["text/html"]
+
+
+# Stored before the limit became 350 kB; the next frozen run of each takes it out of here.
+LARGE = {"00_before_you_start", "01_act", "02_pondernet", "01_sire"}
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem
 )
@@ -383,7 +402,8 @@ def test_stored_pictures_of_a_notebook_fit_the_budget(path):
         if model["model_name"] == "HTMLModel"
     ]
     pages = [page for page in pages if "data:image/webp" in page]
-    assert len(pages) <= 80 and sum(map(len, pages)) <= 700_000
+    most = 500_000 if path.stem in LARGE else viz.MOST_BYTES
+    assert len(pages) <= viz.MOST_PICTURES and sum(map(len, pages)) <= most
     assert all(re.search('alt="[^"]+"', page) for page in pages)
 
 
@@ -402,6 +422,21 @@ def contrast(one, two):
 
     high, low = sorted([luminance(one), luminance(two)], reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_look_sets_the_resolution():
+    viz.look(dpi=80)
+    assert plt.rcParams["figure.dpi"] == plt.rcParams["savefig.dpi"] == 80
+    with pytest.raises(ValueError, match=r"^dpi must lie in \(0, inf\), got 0.0$"):
+        viz.look(dpi=0)
+
+
+def test_colors_have_names():
+    assert viz.PALETTE["grey"] == viz.GRAY
+    for name, color in viz.PALETTE.items():
+        assert name == "grey" or getattr(viz, name.upper()) == color
+    cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    assert cycle[:3] == [viz.BLUE, viz.VERMILION, viz.GREEN]
 
 
 def test_ink_is_readable_on_the_card():
