@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PACKAGING := settings.ini setup.py pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .PHONY: help course lab chapter check export format lint test test-notebooks test-python test-site \
-	test-all test-lowest test-newest bench docs docs-serve readme constraints clean distclean
+	test-all test-lowest test-newest bench docs docs-serve readme verify constraints clean distclean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' Makefile | \
@@ -152,6 +152,15 @@ readme: $(VENV)/.dev ## make README.md from index.ipynb
 	@$(BIN)/nbdev_clean --fname index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output README.md \
 	index.ipynb
+
+# Each chapter is committed as soon as it is verified, so a second call goes on where the first was killed.
+verify: $(VENV)/.dev ## run chapters whose code changed again; where every claim is the same, store and commit
+	@failed=; for name in $$($(BIN)/ponderlearn results --stale | sed -n 's/: changed since its run.*//p'); do \
+	$(BIN)/ponderlearn run $$name --scale full --verify; status=$$?; \
+	if [ $$status -gt 128 ]; then exit $$status; elif [ $$status -ne 0 ]; then failed="$$failed $$name"; continue; fi; \
+	files=$$(ls nbs/*/[0-9][0-9]_$$name.ipynb results/$$name.json 2>/dev/null); \
+	git add $$files && git commit -q -m "Verified again: $$name" -- $$files || exit 1; done; \
+	[ -z "$$failed" ] || { echo "Not verified:$$failed" >&2; exit 1; }
 
 constraints: $(VENV)/.dev ## write the installed versions to constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \

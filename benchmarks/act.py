@@ -1,9 +1,9 @@
 """ACT beside the package pytorch-adaptive-computation-time, at an equal number of executed updates.
 
-The package counts the current halting value twice in its stopping test, so at equal halting values it stops earlier.
-Here the number of updates of each row is prescribed instead, and checked: one unit of the state copies an input number,
-which stays the same at all ponder steps, and the halting unit reads that unit alone. Both sides run one GRU with the
-same weights.
+The package counts the current halting value twice in its stopping test, so at equal halting values
+it stops earlier. Here the number of updates of each row is prescribed instead, and checked: one
+unit of the state copies an input number, which stays the same at all ponder steps, and the halting
+unit reads that unit alone. Both sides run one GRU with the same weights.
 
 Run with `make bench`, or: python benchmarks/act.py
 """
@@ -21,7 +21,8 @@ SIZE, HIDDEN, LIMIT = 64, 128, 100
 
 
 def pair() -> tuple[nn.Module, nn.Module]:
-    "Our network and the peer's around one GRU cell whose unit 0 holds tanh(3 x_0), read by both halting units."
+    """Our network and the peer's around one GRU cell whose unit 0 holds tanh(3 x_0), read by both
+    halting units."""
     torch.manual_seed(0)
     peer = AdaptiveGRU(SIZE, HIDDEN, 1, time_penalty=0.01, time_limit=LIMIT, batch_first=True)
     wrapped = peer._layer_cells[0]
@@ -48,7 +49,8 @@ def prescribed(x: torch.Tensor, steps: torch.Tensor, spare: float) -> torch.Tens
 
 
 def measure(what: str, steps: torch.Tensor, train: bool, repeats: int) -> dict:
-    "Time both sides on rows that take `steps` (B, T) updates; check that they do, and that the states agree in size."
+    """Time both sides on rows that take `steps` (B, T) updates; check that they do, and that the
+    states agree in size."""
     ours, peer = pair()
     x = torch.randn(*steps.shape, SIZE)
     mine, theirs = prescribed(x, steps, -0.5), prescribed(x, steps, 0.5)
@@ -84,7 +86,8 @@ def main() -> None:
     g = torch.Generator().manual_seed(0)
     for batch, p in ((256, 0.4), (256, 0.2), (1024, 0.3)):
         steps = (torch.empty(batch, 1).geometric_(p, generator=g)).clamp(max=30).long()
-        what = f"inference, batch {batch}, {steps.double().mean():.1f} updates on average, {steps.max()} at most"
+        mean, most = steps.double().mean(), steps.max()
+        what = f"inference, batch {batch}, {mean:.1f} updates on average, {most} at most"
         rows.append(measure(what, steps, False, 101))
     version = importlib.metadata.version("pytorch-adaptive-computation-time")
     print(save("act", f"pytorch-adaptive-computation-time {version}", rows))

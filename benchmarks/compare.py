@@ -1,8 +1,7 @@
-"""Side by side with a peer in one process: median of interleaved runs, ratio with its 95 % interval."""
+"""Side by side with a peer in one process: medians of interleaved runs, and their ratio."""
 
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from datetime import date
@@ -11,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ponderlearn.course import write_atomic
+from ponderlearn.cards import bench_table
+from ponderlearn.catalogue import write_atomic
+from ponderlearn.metrics import Interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -25,8 +26,8 @@ def interleaved(
 ) -> dict:
     """Milliseconds of both (medians) and the ratio theirs / ours: above 1 we are faster.
 
-    The two run by turns, the order changing, so that a busy machine slows both. The interval is a percentile bootstrap
-    of the ratio of medians over pairs of neighboring runs."""
+    The two run by turns, the order changing, so that a busy machine slows both. The interval is a
+    percentile bootstrap of the ratio of medians over pairs of neighboring runs."""
     for _ in range(warmup):
         ours(), theirs()
     seconds = np.zeros((repeats, 2))
@@ -37,18 +38,27 @@ def interleaved(
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds[i, j] = time.perf_counter() - start
-    draws = np.random.default_rng(0).integers(repeats, size=(4000, repeats))
-    ratios = np.median(seconds[draws, 1], axis=1) / np.median(seconds[draws, 0], axis=1)
-    mine, peer = (statistics.median(seconds[:, j]) for j in (0, 1))
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    mine, peer = np.median(seconds, axis=0).tolist()
+    ratio = ratio_interval(seconds)
     return {
         "ours_ms": round(1e3 * mine, 3),
         "peer_ms": round(1e3 * peer, 3),
-        "ratio": round(peer / mine, 3),
-        "low": round(float(low), 3),
-        "high": round(float(high), 3),
+        "ratio": round(ratio.mean, 3),
+        "low": round(ratio.low, 3),
+        "high": round(ratio.high, 3),
         "repeats": repeats,
     }
+
+
+def ratio_interval(
+    seconds: np.ndarray,  # (runs, 2): ours and the peer's, one row a pair of neighboring runs
+) -> Interval:
+    "The ratio of the medians, peer / ours, with its 95 % bootstrap interval."
+    draws = np.random.default_rng(0).integers(len(seconds), size=(4000, len(seconds)))
+    ours, theirs = np.median(seconds[draws], axis=1).T
+    low, high = np.quantile(theirs / ours, [0.025, 0.975])
+    mine, peer = np.median(seconds, axis=0)
+    return Interval(float(peer / mine), float(low), float(high))
 
 
 def machine() -> str:
@@ -71,12 +81,7 @@ def save(
     rows: list[dict],  # one measurement each: a "what" and what `interleaved` returned
     **more,  # what else the file holds, as JSON takes it
 ) -> Path:
-    "Write results/bench-<chapter>.json with date, machine and torch; print the table."
-    for row in rows:
-        print(
-            f"{row['what']}: ours {row['ours_ms']:.2f} ms, {peer} {row['peer_ms']:.2f} ms, "
-            f"ratio {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        )
+    "Write results/bench-<chapter>.json with date, machine and torch; print its table."
     found = {
         "chapter": chapter,
         "peer": peer,
@@ -86,4 +91,6 @@ def save(
         "rows": rows,
         **more,
     }
-    return write_atomic(RESULTS / f"bench-{chapter}.json", json.dumps(found, indent=1) + "\n")
+    file = write_atomic(RESULTS / f"bench-{chapter}.json", json.dumps(found, indent=1) + "\n")
+    print(bench_table(chapter))
+    return file

@@ -1,9 +1,9 @@
-"""PonderNet: a training step beside labml-nn's, and inference with early exit beside running all steps.
+"""PonderNet: a training step beside labml-nn's, and early exit beside running all steps.
 
-Training: the same GRU (batch 128, hidden 64, N = 20) on parity, the same loss and optimizer. Of labml-nn only the one
-file with PonderNet is loaded, as its package needs much else. Its KL has the arguments the other way round and a prior
-that is not normalized; the work is the same. Early exit: N = 20 and 3 steps on average; the outputs of both sides are
-compared at equal halting steps.
+Training: the same GRU (batch 128, hidden 64, N = 20) on parity, the same loss and optimizer. Of
+labml-nn only the one file with PonderNet is loaded, as its package needs much else. Its KL has the
+arguments the other way round and a prior that is not normalized; the work is the same. Early exit:
+N = 20 and 3 steps on average; the outputs of both sides are compared at equal halting steps.
 
 Run with `make bench`, or: python benchmarks/pondernet.py
 """
@@ -95,7 +95,8 @@ def early_exit(batch: int, hidden: int, repeats: int) -> dict:
     (wanted, wanted_steps), got = all_steps(), exiting()
     same = got.steps == wanted_steps
     assert same.float().mean() > 0.999 and torch.allclose(got.output[same], wanted[same], atol=1e-5)
-    what = f"inference, batch {batch}, hidden {hidden}, {got.steps.float().mean():.1f} of {N} steps on average"
+    mean = got.steps.float().mean()
+    what = f"inference, batch {batch}, hidden {hidden}, {mean:.1f} of {N} steps on average"
     return {"what": what, "beside": "all steps", **interleaved(exiting, all_steps, repeats=repeats)}
 
 

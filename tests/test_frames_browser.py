@@ -38,16 +38,16 @@ def draw(*point):
     ax.set(ylim=(0, 20), xlabel="slider", ylabel="value")
     return fig
 """
-ONE = "frames(draw, range(15), x_label='height', alt=lambda x: f'height {x}', start=3, dpi=50)"
+ONE = "frames(draw, range(12), x_label='height', alt=lambda x: f'height {x}', start=3, dpi=50)"
 TWO = (
-    "frames(draw, range(9), range(7), x_label='first', y_label='second', "
+    "frames(draw, range(7), range(5), x_label='first', y_label='second', "
     "alt=lambda x, y: f'first {x}, second {y}', start=(4, 2), dpi=50)"
 )
 
 
 @pytest.fixture(scope="module")
 def vendor(request):
-    "Folder with the widget manager and RequireJS: the site's own from npm, else fetched once into pytest's cache."
+    "Files of the widget manager and RequireJS: the site's own, else fetched once into a cache."
     installed = ROOT / "docs" / "node_modules"
     if all((installed / package / file).is_file() for package, file in WANTED.items()):
         return {package: installed / package / file for package, file in WANTED.items()}
@@ -77,7 +77,7 @@ def vendor(request):
 
 @pytest.fixture(scope="module")
 def page_url(vendor, tmp_path_factory):
-    "A notebook with both kinds of slider, executed, exported as a static page and served on loopback."
+    "A notebook with both kinds of slider, executed, exported as a static page and served here."
     folder = tmp_path_factory.mktemp("static")
     cells = [nbformat.v4.new_code_cell(source) for source in (DRAW, ONE, TWO)]
     nb = nbformat.v4.new_notebook(cells=cells)
@@ -106,7 +106,7 @@ def page_url(vendor, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(page_url):
-    "The page in headless Chromium, with the requests that it made and its errors in `page.seen` and `page.errors`."
+    "The page in headless Chromium; its requests and errors in `page.seen` and `page.errors`."
     chromium = (
         shutil.which("chromium")
         or shutil.which("chromium-browser")
@@ -157,9 +157,9 @@ def test_one_slider_moves_the_picture(page):
     assert found.locator(".widget-readout").inner_text() == "4"
     assert found.locator("img:visible").get_attribute("src") != source
     press(page, found, 0, "End")
-    shows(found, "height 14")
+    shows(found, "height 11")
     press(page, found, 0, "ArrowLeft")
-    shows(found, "height 13")
+    shows(found, "height 10")
 
 
 @pytest.mark.browser
@@ -172,7 +172,16 @@ def test_two_sliders_move_the_picture(page):
     shows(found, "first 3, second 3")
     press(page, found, 0, "End")
     press(page, found, 1, "Home")
-    shows(found, "first 8, second 0")
+    shows(found, "first 6, second 0")
+
+
+@pytest.mark.browser
+def test_the_still_picture_does_not_show_beside_the_widget(page):
+    for n, start in enumerate(("height 3", "first 4, second 2")):
+        box(page, n)
+        assert page.locator(f'figure img[alt="{start}"]').count() == 0
+    sync_api.expect(page.locator("img:visible")).to_have_count(2)
+    assert page.get_by_text("A still picture of a slider").count() == 0
 
 
 @pytest.mark.browser

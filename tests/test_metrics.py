@@ -1,6 +1,8 @@
-"""Metrics: intervals against SciPy, probes against scikit-learn and plain loops, calibration against its definition."""
+"""Metrics: intervals, Holm, accuracy, probes, calibration, beside SciPy, loops and by hand."""
 
+import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,10 @@ from scipy import stats
 
 from ponderlearn.data import digits
 from ponderlearn.metrics import (
+    Interval,
+    accuracy,
     calibration_error,
+    holm,
     knn_probe,
     linear_probe,
     paired_interval,
@@ -36,14 +41,17 @@ def generator(seed=0):
 )
 def test_interval_is_scipys(pairs, level):
     a, b = (list(v) for v in zip(*pairs, strict=True))
-    mean, low, high = paired_interval(a, b, level)
-    assert low <= mean <= high
+    interval = paired_interval(a, b, level)
+    mean, low, high, *rest = interval
+    assert low <= mean <= high and rest == [len(a), level, True]
     difference = np.subtract(a, b)
     if difference.std() > 1e-9:
         want = stats.ttest_rel(a, b).confidence_interval(level)
         assert (low, high) == pytest.approx((want.low, want.high), rel=1e-6, abs=1e-6)
-    assert paired_interval(difference, level=level) == pytest.approx((mean, low, high))
-    assert paired_interval(b, a, level) == pytest.approx((-mean, -high, -low))
+    assert paired_interval(difference, level=level)[:3] == pytest.approx((mean, low, high))
+    turned = paired_interval(b, a, level)
+    assert turned[:3] == pytest.approx((-mean, -high, -low))
+    assert turned[:3] == pytest.approx(interval.scaled(-1)[:3])
 
 
 @pytest.mark.parametrize(
@@ -58,19 +66,136 @@ def test_interval_is_scipys(pairs, level):
     ],
 )
 def test_interval_takes_what_holds_numbers(make):
-    mean, low, high = paired_interval(make([1.0, 2.0, 3.0]))
+    mean, low, high, *_ = paired_interval(make([1.0, 2.0, 3.0]))
     assert (mean, low, high) == pytest.approx((2, 2 - 2.484138, 2 + 2.484138), abs=1e-5)
     assert all(type(v) is float for v in (mean, low, high))
 
 
 def test_interval_of_equal_values_has_no_width():
-    assert paired_interval([3, 3, 3]) == (3, 3, 3)
+    same = paired_interval([3, 3, 3])
+    assert same == (3, 3, 3, 3, 0.95, False) and (same.p(3), same.p(2.9)) == (1, 0)
+
+
+def test_interval_of_one_value_has_no_ends():
+    for one in (paired_interval([2.5]), paired_interval([3.5], [1])):
+        assert one.mean == 2.5 and math.isnan(one.low) and math.isnan(one.high)
+        assert one.n == 1 and one.p() is None and str(one) == "2.5" and f"{one:.2f}" == "2.50"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(numbers, min_size=2, max_size=12), st.sampled_from([0.8, 0.95]), numbers)
+def test_p_is_below_5_percent_where_the_interval_leaves_the_null_out(values, level, null):
+    interval = paired_interval(values, level=level)
+    p, outside = interval.p(null), not interval.low <= null <= interval.high
+    if min(abs(null - interval.low), abs(null - interval.high)) > 1e-9:
+        assert (p < 1 - level) == outside
+    if np.std(values) > 1e-6:
+        assert p == pytest.approx(stats.ttest_1samp(values, null).pvalue, rel=1e-5, abs=1e-12)
+        percent = interval.scaled(-100)  # the unit does not matter
+        assert percent.p(-100 * null) == pytest.approx(p, rel=1e-6, abs=1e-12)
+
+
+def test_p_needs_a_t_interval_and_a_number():
+    assert Interval(1.5, 1.2, 1.9).p() is None
+    with pytest.raises(TypeError, match=r"^null must be a number, got 'x'$"):
+        paired_interval([1, 2]).p("x")
+
+
+@pytest.mark.parametrize(
+    ("interval", "spec", "words"),
+    [
+        (Interval(0.12, 0.1, 0.14), "", "0.12 [0.1, 0.14]"),
+        (Interval(0.12, 0.1, 0.14), ".3f", "0.120 [0.100, 0.140]"),
+        (Interval(-12.25, -15.5, -9.0), "", "-12.2 [-15.5, -9]"),
+        (Interval(-12.25, -15.5, -9.0), "+.1f", "-12.2 [-15.5, -9.0]"),
+        (Interval(1.5, 1.1, 1.9), "", "1.5 [1.1, 1.9]"),
+        (Interval(0.00012, 0.0001, 0.00014), "", "0.00012 [0.0001, 0.00014]"),
+        (Interval(1e-12, 0.9e-12, 1.1e-12), "", "1e-12 [9e-13, 1.1e-12]"),
+        (Interval(3.0, 3.0, 3.0), "", "3 [3, 3]"),
+        (Interval(0.5, math.nan, math.nan), ".1%", "50.0%"),
+    ],
+)
+def test_an_interval_formats_itself(interval, spec, words):
+    assert format(interval, spec) == words and (spec or str(interval) == words)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_the_step_down_procedure(p):
+    adjusted = holm(p)
+    for alpha in (0.01, 0.05, 0.3):
+        survivors, left = set(), sorted(range(len(p)), key=p.__getitem__)
+        while left and p[left[0]] * len(left) <= alpha:  # reject one after the other
+            survivors.add(left.pop(0))
+        assert {i for i, a in enumerate(adjusted) if a <= alpha} == survivors
+    assert all(q <= a <= 1 for q, a in zip(p, adjusted, strict=True))
+
+
+def test_holm_by_hand_and_refuses():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1, 1]
+    with pytest.raises(
+        ValueError, match=r"^p_values must lie in \[0, 1\], got a value outside it$"
+    ):
+        holm([0.5, 1.5])
+    with pytest.raises(
+        ValueError, match=r"^p_values must hold finite values, got NaN or infinity$"
+    ):
+        holm([0.5, float("nan")])
+
+
+def test_the_ratio_of_a_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from compare import ratio_interval
+
+    assert ratio_interval(np.tile([2.0, 5.0], (9, 1))) == Interval(2.5, 2.5, 2.5)
+    noise = np.random.default_rng(0).lognormal(sigma=0.2, size=(101, 2))
+    ratio = ratio_interval(noise * [1, 3])
+    assert 2.5 < ratio.low < ratio.mean < ratio.high < 3.6 and ratio.p(1) is None
+    turned = ratio_interval((noise * [1, 3])[:, ::-1])
+    assert turned[:3] == pytest.approx((1 / ratio.mean, 1 / ratio.high, 1 / ratio.low))
+
+
+# Accuracy
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 99))
+def test_accuracy_is_a_count(n, k, seed):
+    logits = torch.randn(n, k, generator=generator(seed))
+    labels = torch.randint(k, (n,), generator=generator(seed + 1))
+    classes = [max(range(k), key=row.__getitem__) for row in logits.tolist()]
+    right = sum(a == b for a, b in zip(classes, labels.tolist(), strict=True)) / n
+    assert accuracy(logits, labels) == pytest.approx(right)
+    assert accuracy(torch.tensor(classes), labels) == pytest.approx(right)
+    square = labels.expand(3, n)
+    assert accuracy(logits.expand(3, n, k).bfloat16(), square.int()) == pytest.approx(
+        accuracy(logits.bfloat16(), labels)
+    )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "labels", "error", "words"),
+    [
+        (torch.zeros(4, 1), torch.zeros(4).long(), ValueError, "prediction must have at least 2"),
+        (torch.zeros(4), torch.zeros(4).long(), ValueError, r"prediction must have shape \(4, K\)"),
+        (torch.zeros(4, 1).long(), torch.zeros(4).long(), ValueError, r"prediction must have sh"),
+        (torch.zeros(4).bool(), torch.zeros(4).long(), TypeError, "prediction must be a tensor of"),
+        (torch.zeros(4).long(), torch.zeros(4), TypeError, "labels must be a tensor of integer d"),
+        (np.zeros(4), torch.zeros(4).long(), TypeError, "prediction must be a tensor, got ndarray"),
+        (torch.zeros(0, 2), torch.zeros(0).long(), ValueError, "prediction must not be empty"),
+        (torch.full((1, 2), torch.nan), torch.zeros(1).long(), ValueError, "prediction .* got NaN"),
+    ],
+)
+def test_accuracy_refuses(prediction, labels, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        accuracy(prediction, labels)
 
 
 @pytest.mark.parametrize(
     ("args", "error", "words"),
     [
-        (([1.0],), ValueError, "a must have at least 2 values, got 1"),
+        (([],), ValueError, "a must have at least 1 value, got none"),
         (([1, 2], [1, 2, 3]), ValueError, "b must have 2 values, as many as a, got 3"),
         (([1, float("nan")],), ValueError, "a must hold finite values"),
         (([1, 2], [1, float("inf")]), ValueError, "b must hold finite values"),
@@ -115,6 +240,20 @@ def test_knn_is_a_plain_vote(seed, k, normalize):
     assert knn_probe(z, y, z_test, y_test, n_neighbors=k, normalize=normalize) == pytest.approx(
         right / len(y_test)
     )
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_knn_keeps_its_digits_at_an_offset(offset, normalize):
+    z, y, z_test, y_test = (t.double() if t.is_floating_point() else t for t in blobs(n=200))
+    moved, moved_test = z + offset, z_test + offset
+    want = knn_probe(z, y, z_test, y_test)
+    if normalize:  # one more feature carries the offset, so that directions keep all their digits
+        moved, moved_test = (
+            torch.cat([v / offset, torch.ones(len(v), 1).double()], 1) for v in (z, z_test)
+        )
+    got = knn_probe(moved, y, moved_test, y_test, normalize=normalize)
+    assert got == pytest.approx(want, abs=0.021 if normalize else 0)
 
 
 def test_linear_probe_is_scikit_learns():

@@ -1,23 +1,21 @@
-"""Figures, tables and frames: numbers against SciPy, bad input, the budget, and life without `Stack`."""
+"""Figures, tables and frames: what is drawn, bad input, the budget, and life without `Stack`."""
 
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import ipywidgets
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
-from ponderlearn import viz
+from ponderlearn import cards, viz
+from ponderlearn.metrics import paired_interval
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -39,20 +37,22 @@ def axis():
 # Intervals
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.sampled_from([0.5, 0.9, 0.95]))
-def test_interval_is_scipys(scores, level):
-    mean, low, high = viz._interval(np.array(scores), level)
-    error = stats.sem(scores)
-    if error > 1e-9:
-        wanted = stats.t.interval(level, len(scores) - 1, loc=np.mean(scores), scale=error)
-        assert np.allclose([low, high], wanted)
-    assert low <= mean <= high
+SCORES = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SCORES, SCORES, st.sampled_from([0.5, 0.95]))
+def test_intervals_are_those_of_metrics(one, two, level):
+    found = viz.dots(axis(), [one, two], labels=["a", "b"], level=level)
+    plt.close("all")
+    assert found == [paired_interval(scores, level=level) for scores in (one, two)]
 
 
 def test_band_returns_what_it_draws():
     ax, ys = axis(), np.random.default_rng(0).normal(size=(5, 4))
-    mean, low, high = viz.band(ax, torch.arange(4), torch.tensor(ys), label="arm")
+    found = viz.band(ax, torch.arange(4), torch.tensor(ys), label="arm")
+    assert found == [paired_interval(column) for column in ys.T]
+    mean, low, high = np.array([interval[:3] for interval in found]).T
     assert np.allclose(ax.lines[0].get_ydata(), mean) and np.allclose(mean, ys.mean(0))
     path = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert np.isclose(path.max(), high.max()) and np.isclose(path.min(), low.min())
@@ -61,8 +61,8 @@ def test_band_returns_what_it_draws():
 
 def test_band_of_one_seed_has_no_band():
     ax = axis()
-    _, low, high = viz.band(ax, [0, 1], [[1.0, 2.0]], label="one")
-    assert np.isnan(low).all() and np.isnan(high).all() and not ax.collections
+    found = viz.band(ax, [0, 1], [[1.0, 2.0]], label="one")
+    assert [str(interval) for interval in found] == ["1", "2"] and not ax.collections
 
 
 def test_dots_draws_every_seed_once():
@@ -70,7 +70,7 @@ def test_dots_draws_every_seed_once():
     found = viz.dots(ax, groups, labels=["a", "b"], paired=True)
     drawn = [line for line in ax.lines if line.get_marker() == "o"]
     assert [sorted(line.get_ydata()) for line in drawn] == groups
-    assert found[0] == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert found[0][:3] == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
 
 
@@ -124,11 +124,6 @@ def test_dots_horizontal_puts_scores_on_x():
             r"^images must all have one shape",
         ),
         (lambda: viz.image_grid(torch.zeros(2, 4, 4), ["one"]), r"^titles must have 2 names"),
-        (lambda: viz.table([]), r"^rows must hold at least one row"),
-        (
-            lambda: viz.table([{"a": 1}], fmt={"b": ".2f"}),
-            r"^fmt must name columns of the table \(a\), got \['b'\]$",
-        ),
     ],
 )
 def test_messages(call, message):
@@ -151,67 +146,9 @@ def test_image_grid_draws_all_on_one_scale(shape):
 # Tables
 
 
-class Cells(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        if self.open and self.open[-1][0] in ("th", "td", "caption"):
-            self.found.append((self.open[-1][0], self.open[-1][1].get("scope"), data))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag
-
-
-def test_table_has_headings_with_scope_and_a_caption():
-    made = viz.table(
-        [{"arm": "a<b", "loss": 0.12345, "n": 5, "ok": True}, {"arm": "c", "loss": None, "n": 6}],
-        caption='Losses & "more"',
-        fmt={"loss": ".2f"},
-    )
-    found = Cells(made._repr_html_()).found
-    assert found[0] == ("caption", None, 'Losses & "more"')
-    assert [f for f in found if f[1] == "col"] == [
-        ("th", "col", c) for c in ("arm", "loss", "n", "ok")
-    ]
-    assert [f for f in found if f[1] == "row"] == [("th", "row", "a<b"), ("th", "row", "c")]
-    assert [text for tag, _, text in found if tag == "td"] == ["0.12", "5", "yes", "–", "6", "–"]
-
-
-def test_table_as_text_is_aligned():
-    lines = repr(
-        viz.table([{"arm": "a", "n": 5}, {"arm": "long", "n": 12}], caption="Count")
-    ).splitlines()
-    assert lines == ["Count", "arm    n", "----  --", "a      5", "long  12"]
-
-
-def test_table_from_a_dataframe_with_groups():
-    frame = pd.DataFrame({"arm": ["a", "a", "b"], "loss": [1.0, 2.0, 4.0]})
-    made = viz.table(frame.groupby("arm").agg(["mean", "size"]), fmt=".1f")
-    assert made.columns == ["arm", "loss mean", "loss size"]
-    assert made.cells == [["a", "1.5", "2"], ["b", "4.0", "1"]]
-    assert viz.table(frame).columns == ["arm", "loss"]
-    assert viz.table(
-        [{"x": np.float32(0.5), "y": np.int64(3), "z": torch.tensor(2.0), "i": (0.1, np.nan)}]
-    ).cells == [["0.5", "3", "2", "[0.1, –]"]]
-
-
-def test_table_formats_by_function():
-    rows = [{"x": "a", "loss": 0.5, "n": 3}]
-    assert viz.table(rows, fmt={"loss": lambda v: f"{v:.0%}", "n": "03d"}).cells == [
-        ["a", "50%", "003"]
-    ]
-    assert viz.table(rows, fmt=lambda v: f"<{v}>").cells == [["<a>", "<0.5>", "3"]]
-
-
-def test_table_refuses_what_is_no_table():
-    with pytest.raises(TypeError, match=r"^rows must be a list of dicts or a DataFrame, got "):
-        viz.table([1, 2])
+def test_the_table_is_the_one_of_the_cards():
+    assert viz.table is cards.table and viz.Table is cards.Table
+    assert {"table", "Table"} <= set(viz.__all__)
 
 
 # Frames
@@ -295,8 +232,8 @@ def test_quick_draws_the_ends_and_the_middle(monkeypatch):
     found = make(draw=lambda x: calls.append(x) or draw(x))
     assert calls == [0, 7, 14] and found.children[0].index == 1
     assert len(make(range(9), range(7)).children[2].children) == 3
-    with pytest.raises(ValueError, match="at least 15 stops"):
-        make(range(14))
+    with pytest.raises(ValueError, match="at least 12 stops"):
+        make(range(11))
 
 
 def test_figures_are_closed():
@@ -314,11 +251,11 @@ def big(x):
 @pytest.mark.parametrize(
     "kwargs, error, message",
     [
-        ({"x": range(14)}, ValueError, "^x must have at least 15 stops, got 14$"),
+        ({"x": range(11)}, ValueError, "^x must have at least 12 stops, got 11$"),
         (
-            {"x": range(8), "y": range(8)},
+            {"x": range(6), "y": range(6)},
             ValueError,
-            "^x and y must have at least 9 and 7 stops, got 8 and 8$",
+            "^x and y must have at least 7 and 5 stops, got 6 and 6$",
         ),
         ({"x": range(81)}, ValueError, "^x must make at most 80 pictures, got 81$"),
         (
@@ -351,7 +288,7 @@ def big(x):
         (
             {"draw": big, "dpi": 100},
             ValueError,
-            r"^draw must make pictures of at most 700 kB in all .* kB at \(\d,\)$",
+            r"^draw must make pictures of at most 350 kB in all .* kB at \(\d,\)$",
         ),
     ],
 )
@@ -371,6 +308,23 @@ def test_without_stack_one_picture_and_a_callback(monkeypatch):
     assert 'alt="at (8, 0)"' in picture.value
 
 
+@needs_stack
+@pytest.mark.parametrize(("x", "y", "start"), [(range(12), None, 3), (range(7), range(5), (6, 0))])
+def test_a_still_picture_stands_beside_the_widget(x, y, start):
+    found = make(x, y, start=start, x_label="height < 9", alt=lambda *point: f"at {point} & so on")
+    bundle = found._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle and "text/plain" in bundle
+    page = found.children[-1].children[start if y is None else start[0]]
+    page = page if y is None else page.children[start[1]]
+    assert bundle["text/html"].count("<img ") == 1 and page.value in bundle["text/html"]
+    stop = f"height &lt; 9: {start}." if y is None else "height &lt; 9: 6, second: 0."
+    assert stop in bundle["text/html"]
+
+
+# Stored before the limit became 350 kB; the next frozen run of each takes it out of here.
+LARGE = {"00_before_you_start", "01_act", "02_pondernet", "01_sire"}
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem
 )
@@ -383,7 +337,8 @@ def test_stored_pictures_of_a_notebook_fit_the_budget(path):
         if model["model_name"] == "HTMLModel"
     ]
     pages = [page for page in pages if "data:image/webp" in page]
-    assert len(pages) <= 80 and sum(map(len, pages)) <= 700_000
+    most = 500_000 if path.stem in LARGE else viz.MOST_BYTES
+    assert len(pages) <= viz.MOST_PICTURES and sum(map(len, pages)) <= most
     assert all(re.search('alt="[^"]+"', page) for page in pages)
 
 
@@ -402,6 +357,21 @@ def contrast(one, two):
 
     high, low = sorted([luminance(one), luminance(two)], reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_look_sets_the_resolution():
+    viz.look(dpi=80)
+    assert plt.rcParams["figure.dpi"] == plt.rcParams["savefig.dpi"] == 80
+    with pytest.raises(ValueError, match=r"^dpi must lie in \(0, inf\), got 0.0$"):
+        viz.look(dpi=0)
+
+
+def test_colors_have_names():
+    assert viz.PALETTE["grey"] == viz.GRAY
+    for name, color in viz.PALETTE.items():
+        assert name == "grey" or getattr(viz, name.upper()) == color
+    cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    assert cycle[:3] == [viz.BLUE, viz.VERMILION, viz.GREEN]
 
 
 def test_ink_is_readable_on_the_card():
