@@ -68,7 +68,6 @@ LONG = {
     "before_you_start": Size(0, 750, 489, 30),
     "viz": Size(0, 750, 394, 51),
     "data": Size(0, 750, 350, 51),
-    "training": Size(0, 750, 350, 61),
     "cli": Size(0, 750, 350, 34),
     "act": Size(42, 913, 446, 46, 15, 1135, 120),
     "pondernet": Size(51, 960, 402, 49, 17, 1416, 155),
