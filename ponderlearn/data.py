@@ -430,7 +430,7 @@ def _triangles(values: np.ndarray, m: int) -> np.ndarray:
         raise ValueError("more numbers than faces")
     return np.array(found, np.int64).reshape(-1, 3)
 
-
+# %% ../nbs/00_foundations/07_data.ipynb #6a1d9b37
 def read_off(
     path: str | Path,  # a mesh in the format OFF, the counts on the first line or after it
     *,
@@ -540,7 +540,7 @@ def _read_clouds(
     ]
     return Cloud(_centered(torch.stack(drawn)), torch.tensor([label for _, label in files]))
 
-
+# %% ../nbs/00_foundations/07_data.ipynb #f80c42e5
 def point_clouds(
     folder: str | Path | None = None,  # <class>/train/*.off, <class>/test/*.off; None: make them
     *,
