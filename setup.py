@@ -27,7 +27,7 @@ site = f"{cfg['doc_host']}{cfg['doc_baseurl']}" if cfg["doc_host"] else ""
 
 
 def readme() -> str:
-    "README.md; where the project has an address, its relative links are made whole for the package index."
+    "README.md; where the project has an address, its relative links are made whole."
     text = (
         (ROOT / "README.md").read_text(encoding="utf-8")
         if (ROOT / "README.md").exists()
@@ -66,7 +66,8 @@ class BuildWithCourse(build_py):
         return [*super().get_outputs(include_bytecode), *more]
 
 
-# Nothing is built inside the tree: nbdev would find the copied notebooks there, and later wheels would pack old files.
+# Nothing is built inside the tree: nbdev would find the copied notebooks there, and later wheels
+# would pack old files.
 build_base = tempfile.mkdtemp(prefix="ponderlearn-build-")
 atexit.register(shutil.rmtree, build_base, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""The site's configuration. Sphinx reads the repository root; settings.ini is the only place for addresses."""
+"""The site's configuration. Sphinx reads the repository root; settings.ini has the addresses."""
 
 import sys
 from hashlib import sha256
@@ -10,7 +10,11 @@ sys.path.insert(0, str(HERE / "_ext"))
 from nbdev.config import get_config  # noqa: E402
 
 _settings = get_config()
-_get = lambda key: str(_settings.get(key, "") or "").strip()
+
+
+def _get(key):
+    return str(_settings.get(key, "") or "").strip()
+
 
 project = _get("title") or _get("lib_name")
 author = _get("author")
@@ -135,7 +139,7 @@ def setup(app):
 
 
 def keep_outputs_apart(app):
-    "MyST-NB writes the notebooks' images beside its cache; keep them out of the site's folder and of docs/."
+    "Keep the images that MyST-NB writes beside its cache out of the site's folder and of docs/."
     app.env.mystnb_config = app.env.mystnb_config.copy(
         output_folder=str(Path(app.doctreedir).parent / "outputs")
     )

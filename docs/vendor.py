@@ -1,4 +1,4 @@
-"""Copy what the site serves itself from node_modules to _static/vendor: MathJax, RequireJS, widgets, fonts."""
+"""Copy what the site serves itself from node_modules to _static/vendor."""
 
 import shutil
 import sys

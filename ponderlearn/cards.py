@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from . import catalogue
 from .catalogue import chapter, links, read_json
-from .records import _python, expected, measured, number, recorded, scale
+from .records import _is_interval, _python, expected, measured, number, recorded, scale
 
 # %% ../nbs/00_foundations/04_cards.ipynb #85fd2a93
 class Table:
@@ -36,11 +36,12 @@ class Table:
     def __repr__(self) -> str:
         rows = [self.columns, *self.cells]
         wide = [max(len(row[j]) for row in rows) for j in range(len(self.columns))]
-        sides = [str.rjust if number else str.ljust for number in self.numeric]
-        pad = lambda row: "  ".join(f(t, w) for f, t, w in zip(sides, row, wide, strict=True))
-        lines = [pad(self.columns).rstrip(), "  ".join("-" * w for w in wide)]
-        for row, fold in zip(self.cells, self.folds, strict=True):
-            lines += [pad(row).rstrip(), *([f"    {fold}"] if fold else [])]
+        sides = [">" if number else "<" for number in self.numeric]
+        lines = []
+        for row, fold in zip(rows, ["", *self.folds], strict=True):
+            texts = [f"{t:{s}{w}}" for t, s, w in zip(row, sides, wide, strict=True)]
+            lines += ["  ".join(texts).rstrip(), *([f"    {fold}"] if fold else [])]
+        lines.insert(1, "  ".join("-" * w for w in wide))
         return "\n".join([self.caption, *lines] if self.caption else lines)
 
 # %% ../nbs/00_foundations/04_cards.ipynb #1523a64c
@@ -54,7 +55,7 @@ def _cell(self: Table, tag: str, j: int, text: str, scope: str = "", fold: str =
     style = f"text-align:{side};padding:.25em .7em;vertical-align:top"
     return f'<{tag}{scope} style="{style}">{escape(text)}{fold}</{tag}>'
 
-
+# %% ../nbs/00_foundations/04_cards.ipynb #41804611
 @patch
 def _repr_html_(self: Table) -> str:
     head = "".join(self._cell("th", j, c, "col") for j, c in enumerate(self.columns))
@@ -78,11 +79,11 @@ def _frame(rows) -> tuple[list[str], list[list]]:
     "Headings and lines of a DataFrame; an index with a name becomes the first column."
     if any(name is not None for name in rows.index.names):
         rows = rows.reset_index(allow_duplicates=True)
-    join = lambda c: " ".join(map(str, c)).strip() if isinstance(c, tuple) else str(c)
     lines = [list(row) for row in rows.itertuples(index=False, name=None)]
-    return [join(c) for c in rows.columns], lines
+    names = [c if isinstance(c, tuple) else (c,) for c in rows.columns]
+    return [" ".join(map(str, name)).strip() for name in names], lines
 
-
+# %% ../nbs/00_foundations/04_cards.ipynb #c925eb2d
 def _dicts(rows) -> tuple[list[str], list[list]]:
     "Headings and lines of a list of dicts; None where a dict lacks a name."
     if not isinstance(rows, (list, tuple)) or not all(isinstance(r, Mapping) for r in rows):
@@ -126,7 +127,7 @@ def _kind(x) -> str:
         return "other"
     if isinstance(x, int):
         return "int"
-    return "number" if isinstance(x, float) or hasattr(x, "low") else "other"
+    return "number" if isinstance(x, float) or _is_interval(x) else "other"
 
 # %% ../nbs/00_foundations/04_cards.ipynb #efb3ab84
 def rules_table(
@@ -136,7 +137,7 @@ def rules_table(
     rows = [[e.claim, number(e.paper, e.unit), e.condition()] for e in expected(chapter)]
     return Table(["claim", "paper", "holds if"], rows, caption="Fixed before the run")
 
-
+# %% ../nbs/00_foundations/04_cards.ipynb #90b32ffe
 def _fold(row: dict) -> str:
     "What is folded under a claim: rule, seeds, p-value and remark."
     parts = [f"Holds if {row['rule']}"]
@@ -177,7 +178,7 @@ def bench_table(
     caption = f"Medians of interleaved runs, ratio with its 95 % interval; {where}"
     return table(lines, caption=caption, fmt={"times as fast": ".2f"})
 
-
+# %% ../nbs/00_foundations/04_cards.ipynb #29ba81e3
 def _speed(row, peer):
     "A row of the benchmark as it is shown."
     return {
@@ -223,7 +224,7 @@ def _credit(c):
         ("Reviewer's reading recommendation", r.recommendation, ""),
     ]
 
-
+# %% ../nbs/00_foundations/04_cards.ipynb #791f2530
 def _effort(c):
     "What to know first and how long it takes."
     first = ", ".join(f"the chapter “{chapter(p).title}”" for p in c.prerequisites)
@@ -258,7 +259,7 @@ def card(
     lines = [f"  {label}: {text}{f' <{url}>' if url else ''}" for label, text, url in facts]
     return Page(html, "\n".join([c.title, *lines, c.bibtex]).rstrip())
 
-
+# %% ../nbs/00_foundations/04_cards.ipynb #36ab2fa4
 def _anchor(text, url):
     "Text, as a link if there is an address."
     return f'<a href="{escape(url)}">{escape(text)}</a>' if url else escape(text)

@@ -25,7 +25,7 @@ def in_checkout() -> bool:
     top = Path(__file__).resolve().parent.parent
     return (top / "settings.ini").is_file() and (top / "nbs").is_dir()
 
-
+# %% ../nbs/00_foundations/02_catalogue.ipynb #4774e681
 def course_root() -> Path:
     "The folder that holds `index.ipynb`, `nbs/` and `results/`; FileNotFoundError without `nbs/`."
     package = Path(__file__).resolve().parent
@@ -46,7 +46,7 @@ class Review(NamedTuple):
     url: str  # a link to it, or ""
     recommendation: str  # the reading recommendation in our words, or "not rated"
 
-
+# %% ../nbs/00_foundations/02_catalogue.ipynb #40272cfc
 class Chapter(NamedTuple):
     "One notebook of the course."
 
@@ -57,7 +57,7 @@ class Chapter(NamedTuple):
     title: str  # the paper's title, or the notebook's
     short: str  # a title that fits a box
     claim: str  # what it claims, in one sentence
-    module: str  # the module made from it, e.g. "ponderlearn.adaptive.act"
+    module: str  # the module made from it, e.g. "ponderlearn.adaptive.act", or ""
     authors: str = ""  # the paper's authors, separated by commas
     year: int | None = None  # of the venue, else of the preprint
     venue: str = ""  # where it appeared
@@ -75,14 +75,14 @@ class Part(NamedTuple):
     title: str  # its title
     about: str  # what it is about, a phrase
 
-
+# %% ../nbs/00_foundations/02_catalogue.ipynb #318bc777
 class Stop(NamedTuple):
     "A chapter on a route."
 
     chapter: str  # its name
     what: str  # what to do there
 
-
+# %% ../nbs/00_foundations/02_catalogue.ipynb #b5455d3e
 class Route(NamedTuple):
     "A way through the course."
 
@@ -99,7 +99,8 @@ def _chapters(part: int, table: dict, review: dict) -> list[Chapter]:
     found = []
     for number, row in enumerate(rows, int(rows[0]["kind"] == "paper")):
         row |= {"part": part, "number": number, "short": row.get("short", row["title"])}
-        row["module"] = f"ponderlearn.{package}{row.get('module', row['name'])}"
+        module = row.get("module", row["name"])
+        row["module"] = module and f"ponderlearn.{package}{module}"
         row["prerequisites"] = tuple(row.get("prerequisites", ()))
         if "review" in row:
             row["review"] = Review(**review | row["review"])
@@ -112,12 +113,14 @@ _table = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text(enco
 # part number -> Part
 PARTS = {n: Part(*(p[k] for k in Part._fields)) for n, p in enumerate(_table["part"])}
 
+# %% ../nbs/00_foundations/02_catalogue.ipynb #14b577e2
 # all chapters in reading order, and the papers among them
 CATALOGUE = tuple(
     c for n, p in enumerate(_table["part"]) for c in _chapters(n, p, _table["review"])
 )
 PAPERS = tuple(c for c in CATALOGUE if c.kind == "paper")
 
+# %% ../nbs/00_foundations/02_catalogue.ipynb #70114ab8
 ROUTES = tuple(
     Route(r["title"], r["time"], r["gain"], tuple(Stop(**s) for s in r["stops"]))
     for r in _table["route"]
@@ -142,7 +145,7 @@ def notebook_path(
     "Where the chapter's notebook lies or will lie, relative to `course_root()`."
     return f"nbs/{PARTS[c.part].folder}/{c.number:02d}_{c.name}.ipynb"
 
-
+# %% ../nbs/00_foundations/02_catalogue.ipynb #8e991ee7
 @patch(as_prop=True)
 def notebook(self: Chapter) -> str | None:
     "Path of the notebook relative to `course_root()`; None if it is not written yet."
@@ -220,7 +223,7 @@ def settings() -> dict[str, str]:
     parser.read(course_root() / "settings.ini", encoding="utf-8")
     return dict(parser["DEFAULT"])
 
-
+# %% ../nbs/00_foundations/02_catalogue.ipynb #40dc0cc7
 def links(
     name: str,  # the chapter
 ) -> dict[str, str]:

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/00_foundations/01_course.ipynb #e1e5355c
 #| code-fold: true
+from . import cards, catalogue, records
 from ponderlearn.cards import (  # noqa: F401
     Page,
     Table,
@@ -61,10 +62,9 @@ from ponderlearn.records import (  # noqa: F401
     within,
 )
 
-# %% ../nbs/00_foundations/01_course.ipynb #dd6e2dad
-_number, _measured = number, measured
-
-
-def _ends(interval) -> str:
-    "An interval as text; nothing for None."
-    return number(tuple(interval)) if interval else ""
+# %% ../nbs/00_foundations/01_course.ipynb #0465ee64
+#| code-fold: true
+__all__ = []
+__all__ += cards.__all__
+__all__ += catalogue.__all__
+__all__ += records.__all__

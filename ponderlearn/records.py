@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable
 from html import escape
+from numbers import Real
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,7 @@ def scale() -> str:
         raise ValueError(f"PONDERLEARN_SCALE must be one of 'quick', 'full', 'gpu', got {value!r}")
     return value
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #023ec81a
 def by_scale(
     *,
     full: dict,  # the numbers at full scale: all names stand here
@@ -73,7 +74,7 @@ def _python(x):
         return x
     return x.item() if all(k == 1 for k in x.shape) else x.tolist()
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #85dba335
 def _digits(x) -> str:
     "A number with three significant digits, and all those before the point."
     if x == 0 or isinstance(x, int):
@@ -98,7 +99,7 @@ def number(
         return "yes" if x else "no"
     elif x is None or (isinstance(x, float) and math.isnan(x)):
         return "–"
-    elif hasattr(x, "low"):
+    elif _is_interval(x):
         return f"{number(x.mean, unit, spec)} {_ends(x, spec)}".rstrip()
     elif isinstance(x, (tuple, list)):
         text = "[" + ", ".join(number(v, spec=spec) for v in x) + "]"
@@ -108,15 +109,20 @@ def number(
         return str(x)
     return f"{text} {unit}".rstrip()
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #865c3c97
 def _ends(x, spec=None) -> str:
     "The ends of an interval as text; nothing if they are NaN."
     return "" if _open(x) else number((x.low, x.high), spec=spec)
 
 
+def _is_interval(x) -> bool:
+    "Whether `x` has three numbers mean, low and high; columns of these names do not count."
+    return all(isinstance(getattr(x, name, None), Real) for name in ("mean", "low", "high"))
+
+
 def _open(x) -> bool:
     "Whether this is an interval without ends."
-    return hasattr(x, "low") and bool(math.isnan(x.low) or math.isnan(x.high))
+    return _is_interval(x) and (math.isnan(x.low) or math.isnan(x.high))
 
 # %% ../nbs/00_foundations/03_records.ipynb #7fc88aa3
 class Rule(NamedTuple):
@@ -126,10 +132,10 @@ class Rule(NamedTuple):
     test: Callable  # evidence -> bool, or one of HOLDS
     null: float | None = None  # value under the null hypothesis, if a p-value makes sense
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #729245c7
 def _interval(x):
     "`x`, if it is a 95 % interval."
-    if not hasattr(x, "low"):
+    if not _is_interval(x):
         raise TypeError(
             f"evidence must be an interval (mean, low, high), got {type(x).__name__}; "
             "for anything else write your own Rule(words, test)"
@@ -146,7 +152,7 @@ def above(
     words = f"the 95 % interval lies above {number(bound)}"
     return Rule(words, lambda x: _interval(x).low > bound, bound)
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #836e3545
 def below(
     bound: float,  # in the unit of the evidence
 ) -> Rule:
@@ -154,7 +160,7 @@ def below(
     words = f"the 95 % interval lies below {number(bound)}"
     return Rule(words, lambda x: _interval(x).high < bound, bound)
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #8476d619
 def within(
     low: float,  # in the unit of the evidence
     high: float,  # at least `low`
@@ -175,7 +181,7 @@ HOLDS = (
     "not tested at this scale",
 )
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #8e67852d
 def _verdict(holds) -> str:
     "`holds` as one of HOLDS."
     holds = _scalar(holds, "holds")
@@ -186,7 +192,7 @@ def _verdict(holds) -> str:
         )
     return holds
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #d6b25cc2
 @patch
 def verdict(
     self: Rule,
@@ -222,6 +228,7 @@ class Claim(NamedTuple):
     cell: str | None  # label of the cell that measured it
     note: str  # a remark
     p: float | None = None  # p-value of the rule's null hypothesis, before Holm's correction
+    timing: bool = False  # whether it measures time, which no second run measures alike
 
 # %% ../nbs/00_foundations/03_records.ipynb #b29c6a24
 def measured(
@@ -230,6 +237,11 @@ def measured(
     "What was measured as text, with its unit and interval."
     ends = row.get("interval")
     return f"{number(row['here'], row['unit'])} {number(tuple(ends)) if ends else ''}".rstrip()
+
+# %% ../nbs/00_foundations/03_records.ipynb #5ac93daf
+@patch
+def __repr__(self: Claim) -> str:
+    return f"{self.holds}: {self.claim} – here: {measured(self._asdict())} – if {self.rule}"
 
 # %% ../nbs/00_foundations/03_records.ipynb #a46f046e
 def _plain(x, argument):
@@ -241,7 +253,7 @@ def _plain(x, argument):
         raise ValueError(f"{argument} must be finite, or say in words what happened, got {x}")
     return x
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #43085803
 def _text(x, argument, empty=False):
     "`x`, if it is text."
     if not isinstance(x, str):
@@ -262,7 +274,7 @@ def _span(interval):
         raise ValueError(f"interval must be (low, high), got {ends}")
     return float(ends[0]), float(ends[1])
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #63dedc29
 def _counted(n_seeds, seeds):
     "The number of seeds and the seeds, as Python integers; either may be None."
     try:
@@ -295,6 +307,7 @@ def record(
     cell: str | None = None,  # label of the cell that measured it
     note: str = "",  # a remark
     p: float | None = None,  # p-value of the rule's null hypothesis
+    timing: bool = False,  # whether it measures time
 ) -> Claim:
     """Record what was measured for a claim at the present scale and device; replaces an older one.
 
@@ -315,6 +328,7 @@ def record(
         None if cell is None else _text(cell, "cell"),
         _text(note, "note", empty=True),
         None if p is None else _plain(p, "p"),
+        bool(timing),
     )
     _recorded[(_known(chapter), row.claim, row.scale, row.device)] = row
     if os.environ.get("PONDERLEARN_RECORD"):
@@ -326,7 +340,7 @@ def _known(name):
     "`name`, if it is a chapter's."
     return chapter(name).name
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #2df3b958
 def _write(name, folder):
     "Write the claims of a chapter that this process has recorded."
     rows = [c._asdict() for key, c in _recorded.items() if key[0] == name]
@@ -345,6 +359,7 @@ class Expectation(NamedTuple):
     cell: str | None  # label of the cell that measures it
     testable: bool  # whether it can be tested at this size
     note: str  # a remark; why it cannot be tested
+    timing: bool = False  # whether it measures time
 
     def record(
         self,
@@ -358,12 +373,13 @@ class Expectation(NamedTuple):
     ) -> Claim:
         "Record what was measured; the verdict and the p-value come from the rule."
         holds, p = self.decide(here if evidence is None else evidence)
-        if hasattr(here, "low"):
+        if _is_interval(here):
             n_seeds = (getattr(here, "n", None) or None) if seeds is None else n_seeds
             interval = None if _open(here) else (here.low, here.high)
             here = here.mean
         facts = {"unit": self.unit, "rule": self.rule.words, "holds": holds, "cell": self.cell}
         facts |= {"interval": interval, "seeds": seeds, "n_seeds": n_seeds, "p": p}
+        facts["timing"] = self.timing
         note = "; ".join(filter(None, (self.note, note)))
         return record(self.chapter, self.claim, paper=self.paper, here=here, note=note, **facts)
 
@@ -378,10 +394,10 @@ def decide(
         return "not testable at this size", None
     if isinstance(evidence, str):
         raise TypeError("evidence must be given when here is text: the rule cannot read it")
-    tested = self.rule.null is not None and hasattr(evidence, "p")
+    tested = self.rule.null is not None and _is_interval(evidence) and hasattr(evidence, "p")
     return self.rule.verdict(evidence), evidence.p(self.rule.null) if tested else None
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #5c2f37fb
 @patch
 def condition(self: Expectation) -> str:
     "When the claim holds, or why it cannot be tested."
@@ -413,6 +429,7 @@ def expect(
     cell: str | None = None,  # label of the cell that will measure it
     testable: bool = True,  # False: declared before the run as not testable at this size
     note: str = "",  # a remark; with testable=False it must say why
+    timing: bool = False,  # whether it measures time, which no second run measures alike
 ) -> Expectation:
     "State a claim and its rule before the run; ValueError or TypeError as in `record`."
     if not isinstance(rule, Rule):
@@ -429,6 +446,7 @@ def expect(
         None if cell is None else _text(cell, "cell"),
         testable,
         _text(note, "note", empty=testable),
+        timing,
     )
     _expected[(chapter, claim)] = found
     if not testable:
@@ -460,7 +478,7 @@ def expected(
     name = _known(chapter)
     return [e for e in _expected.values() if e.chapter == name]
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #8a5e7a14
 def recorded(
     chapter: str,  # the chapter's name
 ) -> list[dict]:
@@ -471,40 +489,44 @@ def recorded(
     )
 
 # %% ../nbs/00_foundations/03_records.ipynb #fc041847
-def _stored(name) -> dict:
-    "The committed results of a chapter: {'chapter', 'runs', 'claims'}."
-    root = catalogue.course_root()
-    file, notebook = root / "results" / f"{name}.json", chapter(name).notebook
-    if file.is_file():
-        return _sound(file, read_json(file))
-    run = read_json(root / notebook)["metadata"].get("ponderlearn") if notebook else None
-    return {"chapter": name, "runs": [run] if run else [], "claims": []}
-
-
-def _sound(file, found):
+def _sound(file, found) -> dict:
     "`found`, if it has the rows that results have; ValueError that names the file."
     try:
         runs = [(r["scale"], r["device"], r["seconds"]) for r in found["runs"]]
-        rows = [(r["claim"], r["scale"], r["device"], r["rule"]) for r in found["claims"]]
-        strange = [r["holds"] for r in found["claims"] if r["holds"] not in HOLDS]
+        rows = [(r["claim"], r["scale"], r["device"]) for r in found["claims"]]
+        strange = {r["holds"] for r in found["claims"]} - set(HOLDS)
     except (KeyError, TypeError) as e:
-        raise ValueError(f"{file} is damaged ({e!r} in a row); restore it with git") from e
-    if strange or len({r[:2] for r in runs}) < len(runs) or len({r[:3] for r in rows}) < len(rows):
-        raise ValueError(f"{file} is damaged (rows twice or {strange}); restore it with git")
+        raise ValueError(f"{file} is damaged (a row: {e!r}); restore it with git") from e
+    if strange:
+        raise ValueError(f"{file} is damaged (verdict {strange}); restore it with git")
+    if len({r[:2] for r in runs}) < len(runs) or len(set(rows)) < len(rows):
+        raise ValueError(f"{file} is damaged (a row stands twice); restore it with git")
     return found
+
+# %% ../nbs/00_foundations/03_records.ipynb #6a196410
+def _stored(name) -> dict:
+    "The committed results of a chapter: {'chapter', 'runs', 'claims'}."
+    file = catalogue.course_root() / "results" / f"{name}.json"
+    if file.is_file():
+        return _sound(file, read_json(file))
+    return {"chapter": name, "runs": [], "claims": []}
 
 # %% ../nbs/00_foundations/03_records.ipynb #831cc13d
 def runs(
     chapter: str,  # the chapter's name
 ) -> list[dict]:
     "The committed runs of a chapter (scale, device, seconds, ...), and the present one if timed."
-    found = list(_stored(_known(chapter))["runs"])
-    now = Path(os.environ.get("PONDERLEARN_RECORD") or os.devnull) / f"{chapter}.json"
+    c = catalogue.chapter(chapter)
+    found = _stored(c.name)["runs"]
+    if not found and c.notebook:
+        run = read_json(catalogue.course_root() / c.notebook)["metadata"].get("ponderlearn")
+        found = [run] if run else []
+    now = Path(os.environ.get("PONDERLEARN_RECORD") or os.devnull) / f"{c.name}.json"
     if now.is_file():
-        found += read_json(now)["runs"]
+        found = found + read_json(now)["runs"]
     return list({(r["scale"], r["device"]): r for r in found}.values())
 
-
+# %% ../nbs/00_foundations/03_records.ipynb #1dbca128
 def results(
     chapter: str | None = None,  # a chapter's name; all chapters if None
 ) -> list[dict]:
@@ -516,7 +538,7 @@ def results(
         for row in stored["claims"]:
             run = ran.get((row["scale"], row["device"]), {})
             facts = {k: run.get(k) for k in ("torch", "seconds", "date")}
-            found.append({"chapter": name, "p": None, **row, **facts})
+            found.append({"chapter": name, **Claim._field_defaults, **row, **facts})
     return found
 
 # %% ../nbs/00_foundations/03_records.ipynb #8295343e

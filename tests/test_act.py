@@ -1,4 +1,4 @@
-"""Adaptive Computation Time: the definition, its gradient, the layer against plain loops, the tasks, bad input."""
+"""ACT: the definition, its gradient, the layer against plain loops, the tasks, bad input."""
 
 import math
 from typing import NamedTuple
@@ -48,7 +48,7 @@ def ponder(halting, **kwargs):
     return w.weights.tolist(), w.steps.item(), w.remainder.item(), rho.item(), grad.tolist()
 
 
-# the definition ------------------------------------------------------------------------------------------------------
+# ---- the definition ----
 
 
 def test_the_reviewers_example():
@@ -228,7 +228,7 @@ def test_cell_weights_sum_to_one(kind, batch, bias, spread, max_steps, dtype, se
     )
 
 
-# the cost ------------------------------------------------------------------------------------------------------------
+# ---- the cost ----
 
 
 def test_ponder_cost():
@@ -246,11 +246,11 @@ def test_ponder_cost():
     ).item() == pytest.approx(6.2)
 
 
-# the layer against plain loops ---------------------------------------------------------------------------------------
+# ---- the layer against plain loops ----
 
 
 def plain_row(layer, x, state):
-    "ACT on one row, written from the definition; a state is a list of tensors. Returns means, N, R."
+    "Means, N, R of ACT on one row, from the definition; a state is a list of tensors."
     spent, means = 0.0, [0.0 for _ in state]
     for n in range(1, layer.max_steps + 1):
         flagged = torch.cat([x, x.new_full((1, 1), 1.0 if n == 1 else 0.0)], 1)
@@ -495,7 +495,7 @@ def test_nan_runs_to_the_limit():
     )
 
 
-# sequences -----------------------------------------------------------------------------------------------------------
+# ---- sequences ----
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_dtypes(dtype):
     output.sum().backward()
 
 
-# the tasks -----------------------------------------------------------------------------------------------------------
+# ---- the tasks ----
 
 
 def test_parity_task():
@@ -675,7 +675,7 @@ def test_sequence_error_rate():
     assert rate == 0.5 and isinstance(rate, float)
 
 
-# learning ------------------------------------------------------------------------------------------------------------
+# ---- learning ----
 
 
 def learn(cell, seed, steps=600):
@@ -718,7 +718,7 @@ def test_parity_is_learned():
 MARGIN = 0.42  # measured: 0.996 and 0.999 with, 0.576 and 0.571 without
 
 
-# bad input -----------------------------------------------------------------------------------------------------------
+# ---- bad input ----
 
 
 def refuses(error, message, call, *args, **kwargs):

@@ -82,7 +82,8 @@ def test_the_foundations_have_the_numbers_of_their_files():
     paths = [catalogue.notebook_path(c) for c in CATALOGUE if c.part == 0]
     names = "before_you_start course catalogue records cards check nested data training metrics viz"
     assert paths == [
-        f"nbs/00_foundations/{i:02d}_{name}.ipynb" for i, name in enumerate([*names.split(), "cli"])
+        f"nbs/00_foundations/{i:02d}_{name}.ipynb"
+        for i, name in enumerate([*names.split(), "cli", "execution"])
     ]
     assert chapter("check").module == "ponderlearn._check"
     assert chapter("nested").module == "ponderlearn._nested"
@@ -112,6 +113,13 @@ def test_prerequisites_come_before():
             # a method may stand in a later part, as Sinkhorn's algorithm does for SwAV
             assert chapter(p).kind == "method" or names.index(p) < names.index(c.name)
     assert chapter("swav").prerequisites == ("infonce", "sinkhorn")
+
+
+@pytest.mark.parametrize("file", ["settings.ini", "index.ipynb", "README.md", "CITATION.cff"])
+def test_the_number_of_papers_is_the_same_in_prose(file):
+    path = Path(catalogue.__file__).parents[1] / file
+    found = re.findall(r"(\d+) (?:deep-learning )?papers", path.read_text(encoding="utf-8"))
+    assert found and set(found) == {str(len(PAPERS))}
 
 
 def test_routes_lead_through_chapters_that_exist():

@@ -1,4 +1,4 @@
-"""The wheel, what it asks for, what works without the extras; the README; make's words when something is missing."""
+"""The wheel, what it asks for, what works without the extras; the README; make's messages."""
 
 import ast
 import json
@@ -70,7 +70,7 @@ def closure(names):
 
 @pytest.fixture(scope="module")
 def base_python(wheel, tmp_path_factory):
-    "Python of a clean environment with the wheel and, lent by this one, nothing but what the base install asks for."
+    "Python of a clean environment: the wheel and, lent by this one, what the base install needs."
     top = tmp_path_factory.mktemp("base")
     python("-m", "venv", "--without-pip", top / "venv")
     (executable,) = [
@@ -186,7 +186,6 @@ def test_constraints_are_plain_versions_that_fit():
     for line in lines:
         name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
         fixed[re.sub(r"[-_.]+", "-", name).lower()] = version
-    assert fixed["torch"] == "2.13.0"
     for key in (k for k in cfg if k.endswith("requirements")):
         for need in map(Requirement, cfg[key].split()):
             if need.name not in ("setuptools", "wheel"):
@@ -201,8 +200,8 @@ def test_constraints_are_plain_versions_that_fit():
 def test_base_environment_is_clean(in_base):
     done = in_base(
         "-c",
-        "import importlib.util as u; print([n for n in ('pandas', 'matplotlib', 'nbdev', 'sklearn', "
-        "'IPython', 'scipy', 'tqdm', 'nbclient') if u.find_spec(n)])",
+        "import importlib.util as u; print([n for n in ('pandas', 'matplotlib', 'nbdev', "
+        "'sklearn', 'IPython', 'scipy', 'tqdm', 'nbclient') if u.find_spec(n)])",
     )
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -321,7 +320,7 @@ def test_one_version_everywhere():
 
 @pytest.fixture
 def make(tmp_path):
-    "Runs make in a copy of the checkout's top, seeing only the programs named and those given as shell scripts."
+    "Runs make in a copy of the checkout's top; it sees the programs named and the scripts given."
     gnu_make = shutil.which("make")
     if gnu_make is None:
         pytest.skip("make is not installed")

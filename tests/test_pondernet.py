@@ -1,4 +1,4 @@
-"""PonderNet: hand cases, extreme logits, torch.distributions, early exit, messages, a trained miniature."""
+"""PonderNet: hand cases, extreme logits, torch.distributions, early exit, messages, learning."""
 
 import math
 
@@ -632,7 +632,7 @@ def test_associative_pairs():
 
 
 class Reveal(nn.Module):
-    "Shows the answer from step 1 (kind 0) or from step 3 (kind 1); the halting logit is learned by step and kind."
+    "Shows the answer from step 1 (kind 0) or 3 (kind 1); learns halting logits by step and kind."
 
     def __init__(self):
         super().__init__()

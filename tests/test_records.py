@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -193,6 +194,13 @@ def test_rules_on_intervals_refuse_a_number(rule):
         rule.verdict(0.5)
 
 
+def test_a_table_with_columns_mean_low_and_high_is_no_interval():
+    frame = pd.DataFrame({"mean": [1.0], "low": [math.nan], "high": [2.0], "p": [0.5]})
+    rule = Rule("means above 0", lambda f: (f["mean"] > 0).all(), null=0)
+    row = expect("act", "wins", paper=0, rule=rule).record("all", evidence=frame)
+    assert (row.holds, row.p) == ("yes", None)
+
+
 def test_a_level_other_than_95_is_refused():
     with pytest.raises(ValueError, match=r"evidence must be a 95 % interval, got level 0\.9"):
         above(0).verdict(SimpleNamespace(mean=1, low=0.5, high=2, level=0.9))
@@ -228,7 +236,11 @@ def test_one_object_from_the_sentence_to_the_row():
         "cell": "fig-x",
         "note": "frozen",
         "p": 0.01,
+        "timing": False,
     }
+    assert repr(row) == (
+        "yes: ACT <wins> – here: 3.1 points [0.4, 5.8] – if the 95 % interval lies above 0"
+    )
     assert interval.asked == [0] and measured(row._asdict()) == "3.1 points [0.4, 5.8]"
 
 
@@ -253,6 +265,12 @@ def test_evidence_may_differ_from_what_is_shown():
     assert ours.record(0.06, (0.01, 0.06), interval=(0.04, 0.08)).holds == "no"
     with pytest.raises(TypeError, match="evidence must be given when here is text"):
         ours.record("errors 1 % and 3 %")
+
+
+def test_a_claim_about_time_says_so():
+    fast = expect("act", "is fast", paper="2 times", rule=above(1), timing=True)
+    assert fast.record(Interval(2.0, 1.5, 2.5)).timing and claim(timing=True).timing
+    assert not claim().timing
 
 
 def test_what_cannot_be_tested_here_is_said_before_the_run():
@@ -323,6 +341,7 @@ def test_record_writes_only_when_asked(tmp_path, monkeypatch):
         "cell": None,
         "note": "",
         "p": None,
+        "timing": False,
     }
 
 
@@ -474,6 +493,7 @@ def test_results_join_claims_with_their_run(stored, monkeypatch):
     first, second = records.results()
     assert first["chapter"] == "act" and (first["holds"], first["p"]) == ("yes", None)
     assert (first["torch"], first["seconds"]) == ("2.13.0", 61.0) and second["p"] == 0.01
+    assert first["timing"] is False and set(first) == set(second)
     assert records.results("pondernet") == []
     assert chapter("act").seconds == {"quick": None, "full": 61.0, "gpu": None}
 
@@ -500,6 +520,17 @@ def test_damaged_results_are_named(stored, damage):
     for call in calls:
         with pytest.raises(ValueError, match=r"act\.json is damaged .*restore it with git"):
             call()
+
+
+def test_a_damaged_foundation_does_not_hide_the_results(stored, tmp_path, monkeypatch):
+    monkeypatch.setenv("PONDERLEARN_DEVICE", "cpu")
+    stored({"runs": [RUN], "claims": [claim()._asdict()]})
+    path = tmp_path / catalogue.notebook_path(chapter("viz"))
+    path.parent.mkdir()
+    path.write_text("{")
+    assert len(records.results()) == 1
+    with pytest.raises(ValueError, match=r"10_viz\.ipynb is damaged"):
+        records.runs("viz")
 
 
 @pytest.mark.parametrize("change", [{"holds": "perhaps"}, None])

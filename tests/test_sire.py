@@ -1,4 +1,4 @@
-"""SIRE: hand cases of the commutator, the regularizer by enumeration, groups, lengths, explicit networks, messages."""
+"""SIRE: hand cases, the regularizer by enumeration, groups, lengths, networks, messages."""
 
 import copy
 import itertools

@@ -77,7 +77,7 @@ def through_the_stack(net, x, objective=entropy_objective, alpha=None):
     return torch.autograd.grad(objective(net.run(net.weights() * (alpha @ masks), x)), alpha)[0]
 
 
-# masks ---------------------------------------------------------------------------------------------------------------
+# ---- masks ----
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_signed_constant(fan_in, size):
     assert kernel.abs().max() == pytest.approx(math.sqrt(2 / 18))
 
 
-# bits ----------------------------------------------------------------------------------------------------------------
+# ---- bits ----
 
 
 def test_a_byte():
@@ -230,7 +230,7 @@ def test_store_in_a_state_dict():
     torch.testing.assert_close(other.store.mean(), net.store.mean())
 
 
-# the gradient --------------------------------------------------------------------------------------------------------
+# ---- the gradient ----
 
 
 def test_one_shot_by_hand():
@@ -348,7 +348,7 @@ def test_tasks_are_treated_alike():
     assert g[1] == g[5]
 
 
-# inference -----------------------------------------------------------------------------------------------------------
+# ---- inference ----
 
 
 @pytest.mark.parametrize(("k", "rounds"), [(2, 1), (3, 2), (5, 3), (8, 3), (9, 4)])
@@ -442,7 +442,7 @@ def test_density_is_kept_in_each_layer():
     assert [int(m.sum()) for m in net.store[0].values()] == [36, 30]
 
 
-# Hopfield ------------------------------------------------------------------------------------------------------------
+# ---- Hopfield ----
 
 
 def loops(patterns):
@@ -515,7 +515,7 @@ def test_recover_mask_finds_the_pattern_of_low_entropy(method, gamma, lr):
     assert all(torch.equal(m, z > 0) for m, z in zip(found, wanted, strict=True))
 
 
-# files ---------------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 def test_save_and_load(tmp_path):
@@ -554,7 +554,7 @@ def test_wrong_files_are_refused(tmp_path):
             load_supsup(path, mlp(6, 20, 5))
 
 
-# bad input -----------------------------------------------------------------------------------------------------------
+# ---- bad input ----
 
 
 def test_networks_that_share_trained_parts_are_refused():

@@ -1,4 +1,4 @@
-"""The API pages, one way for all modules: signatures and docments of what a module exports, with links to its lesson.
+"""The API pages: signatures and docments of what a module exports, with links to its lesson.
 
 Pages are written to docs/api/ before Sphinx reads its sources, and only when their text changed.
 """
@@ -84,16 +84,15 @@ def sentence(o) -> str:
     return found[1] if found else doc
 
 
+SILENT = "ponderlearn|torch|collections|typing|pandas|numpy|matplotlib|fastcore"
+
+
 def type_name(t) -> str:
     "A type as it is written, without the module names that say nothing."
     if t is inspect.Parameter.empty or t is None:
         return ""
     name = t if isinstance(t, str) else inspect.formatannotation(t)
-    return re.sub(
-        r"\b(?:ponderlearn|torch|collections|typing|pandas|numpy|matplotlib|fastcore)(?:\.\w+)*\.(?=[A-Z_a-z])",
-        "",
-        name,
-    )
+    return re.sub(rf"\b(?:{SILENT})(?:\.\w+)*\.(?=[A-Z_a-z])", "", name)
 
 
 def default_text(x) -> str:
@@ -163,7 +162,8 @@ def parameters(f) -> list[str]:
         kind = f"`{type_name(p.anno)}`" if type_name(p.anno) else ""
         default = "" if star else default_text(p.default)
         rows.append(
-            f"| `{star}{name}` | {cell_text(kind)} | {cell_text(default)} | {cell_text(p.docment or '')} |"
+            f"| `{star}{name}` | {cell_text(kind)} | {cell_text(default)} "
+            f"| {cell_text(p.docment or '')} |"
         )
     out = (
         ["| parameter | type | default | meaning |", "| --- | --- | --- | --- |", *rows]
@@ -175,13 +175,14 @@ def parameters(f) -> list[str]:
         kind = f"`{type_name(back.anno)}`" if type_name(back.anno) else ""
         out += [
             "",
-            f"Returns {kind}{': ' if kind and back.docment else ''}{' '.join((back.docment or '').split())}",
+            f"Returns {kind}{': ' if kind and back.docment else ''}"
+            f"{' '.join((back.docment or '').split())}",
         ]
     return out
 
 
 def members(cls) -> list[tuple[str, str, object]]:
-    "The public methods and properties that a class defines itself, and its `__call__` where it has one."
+    "The public methods and properties that a class defines itself, and its `__call__`."
     found = []
     for name, o in vars(cls).items():
         if name.startswith("_"):
@@ -200,7 +201,8 @@ def links(module, name: str, where: dict, notebook: str, o) -> str:
     out = []
     if name in where:
         out.append(
-            f'<a href="../../{notebook.removesuffix(".ipynb")}.html#cell-{where[name]}">the cell that builds it</a>'
+            f'<a href="../../{notebook.removesuffix(".ipynb")}.html#cell-{where[name]}">'
+            "the cell that builds it</a>"
         )
     user = get_config().get("user", "")
     if user:
@@ -213,7 +215,8 @@ def links(module, name: str, where: dict, notebook: str, o) -> str:
             )
         except (TypeError, OSError, ValueError):
             return " · ".join(out)
-        place = f"https://github.com/{user}/{get_config().get('repo')}/blob/{get_config().get('branch')}/{path}#L{line}"
+        repo, branch = get_config().get("repo"), get_config().get("branch")
+        place = f"https://github.com/{user}/{repo}/blob/{branch}/{path}#L{line}"
         out.append(f"[on GitHub]({place})")
     return " · ".join(out)
 
@@ -298,6 +301,8 @@ def page(path: Path, top: Path) -> tuple[str, str, list[Entry], str] | None:
         new, text = entry(module, n, where, notebook)
         entries += new
         body += text
+    if not entries:
+        return name, title, entries, "\n".join([*lines, handed_on(module)]) + "\n"
     lines += [
         "| name | |",
         "| --- | --- |",
@@ -306,13 +311,23 @@ def page(path: Path, top: Path) -> tuple[str, str, list[Entry], str] | None:
     return name, title, entries, "\n".join(lines + body) + "\n"
 
 
+def handed_on(module) -> str:
+    "A sentence on the names of other modules, for a module that has none of its own."
+    names = [n for n, o in vars(module).items() if n[0] != "_" and not inspect.ismodule(o)]
+    homes = {
+        n: getattr(getattr(module, n), "__module__", None) for n in sorted(names, key=str.lower)
+    }
+    found = (f"{{py:obj}}`{n} <{home}.{n}>`" if home else f"`{n}`" for n, home in homes.items())
+    return f"It hands on names of other modules: {', '.join(found)}."
+
+
 def all_names(pages: list) -> str:
     "The page of all names: the modules, then every name in alphabetical order."
     lines = [
         "# All names",
         "",
-        "What the package exports, module by module, then all names from A to Z. Each name leads to its "
-        "signature, and from there to the cell that builds it.",
+        "What the package exports, module by module, then all names from A to Z. Each name leads "
+        "to its signature, and from there to the cell that builds it.",
         "",
         "```{toctree}",
         ":hidden:",
@@ -328,7 +343,8 @@ def all_names(pages: list) -> str:
     ]
     for name, title, entries, _ in pages:
         lines.append(
-            f"| {{py:mod}}`{name}` | {cell_text(title)} | {sum('.' not in e.name for e in entries)} |"
+            f"| {{py:mod}}`{name}` | {cell_text(title)} "
+            f"| {sum('.' not in e.name for e in entries)} |"
         )
     lines += ["", "## From A to Z", "", "| name | module | what it is |", "| --- | --- | --- |"]
     rows = sorted(

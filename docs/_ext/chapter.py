@@ -1,4 +1,4 @@
-"""What a chapter's page has beside the notebook: anchors, provenance, glossary links, buttons, metadata."""
+"""What a page has beside its notebook: anchors, provenance, glossary links, buttons, metadata."""
 
 import base64
 import io
@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
+
+from ponderlearn.catalogue import PAPERS
 
 log = logging.getLogger(__name__)
 SITE_PICTURE = "_images/first/site.png"
@@ -59,7 +61,7 @@ def first_picture(path: Path) -> tuple[bytes, str] | None:
 
 
 def picture_file(app, docname: str) -> tuple[str, str] | None:
-    "Where the page's first figure lies in the built site (written when it changed), and its alternative text."
+    "Where the page's first figure lies in the site (written when it changed), and its alt text."
     path = Path(app.srcdir) / f"{docname}.ipynb"
     found = first_picture(path) if path.exists() else None
     if found is None:
@@ -74,7 +76,7 @@ def picture_file(app, docname: str) -> tuple[str, str] | None:
 
 
 def site_picture(path: Path, lines: list[str]) -> None:
-    "The picture of pages that have none of their own: the bars of the mark, a halting distribution, and a few words."
+    "The picture of pages that have none: the bars of the mark and a few words."
     image = Image.new("RGB", (1200, 630), "#14435f")
     draw = ImageDraw.Draw(image)
     for i, height in enumerate((200, 290, 210, 150, 105, 72, 48)):
@@ -137,10 +139,11 @@ def provenance(run: dict, version: str) -> str:
     took = f", {float(run['seconds']):,.0f} s" if run.get("seconds") else ""
     day = escape(str(run["date"])[:10])
     return (
-        f'<p class="provenance"><span>Outputs of a run at scale <strong>{escape(str(run["scale"]))}</strong> '
-        f"on {escape(device)}"
+        '<p class="provenance"><span>Outputs of a run at scale '
+        f"<strong>{escape(str(run['scale']))}</strong> on {escape(device)}"
         f"{took}</span> <span>PyTorch {escape(str(run['torch']).split('+')[0])}</span> "
-        f'<span>ponderlearn {escape(version)}</span> <span><time datetime="{day}">{day}</time></span></p>'
+        f"<span>ponderlearn {escape(version)}</span> "
+        f'<span><time datetime="{day}">{day}</time></span></p>'
     )
 
 
@@ -284,20 +287,21 @@ class GlossaryLinks(SphinxTransform):
 
 
 def page_links(app, pagename: str) -> list[dict]:
-    "The buttons of a page: where its notebook runs, its file, its source, and where to say that it is wrong."
+    "The buttons of a page: where its notebook runs, its file, its source, a report of an error."
     c, path = app.config, Path(app.srcdir) / f"{pagename}.ipynb"
     found, is_notebook = [], path.exists()
     if not (is_notebook or (Path(app.srcdir) / f"{pagename}.md").exists()):
         return []
     source = f"{pagename}.ipynb" if is_notebook else f"{pagename}.md"
-    place = f"https://github.com/{c.site_user}/{c.site_repo}"
+    place = f"{c.site_user}/{c.site_repo}"
+    file = f"{place}/blob/{c.site_branch}/{source}"
     if is_notebook and c.site_user and pagename != "index":
         found.append(
             {
                 "label": "Colab",
                 "icon": "fa-solid fa-rocket",
                 "title": "Run this chapter on Google Colab",
-                "url": f"https://colab.research.google.com/github/{c.site_user}/{c.site_repo}/blob/{c.site_branch}/{source}",
+                "url": f"https://colab.research.google.com/github/{file}",
             }
         )
     if is_notebook:
@@ -316,7 +320,7 @@ def page_links(app, pagename: str) -> list[dict]:
                 "label": "Source",
                 "icon": "fa-solid fa-code",
                 "title": "The source of this page on GitHub",
-                "url": f"{place}/blob/{c.site_branch}/{source}",
+                "url": f"https://github.com/{file}",
             }
         )
     elif is_notebook:
@@ -338,7 +342,7 @@ def page_links(app, pagename: str) -> list[dict]:
                 "label": "Report an error",
                 "icon": "fa-regular fa-comment-dots",
                 "title": "Report an error on this page",
-                "url": f"{place}/issues/new?title={title}&body={body}",
+                "url": f"https://github.com/{place}/issues/new?title={title}&body={body}",
             }
         )
     return found
@@ -383,7 +387,7 @@ def finish(app, error):
     if not (out / SITE_PICTURE).exists():
         site_picture(
             out / SITE_PICTURE,
-            [app.config.project, "32 deep-learning papers to read, run and question"],
+            [app.config.project, f"{len(PAPERS)} deep-learning papers to read, run and question"],
         )
     if app.config.html_baseurl:
         pages = sorted(app.builder.get_target_uri(d) for d in app.env.found_docs)
@@ -391,7 +395,8 @@ def finish(app, error):
             f"<url><loc>{escape(app.config.html_baseurl + p)}</loc></url>\n" for p in pages
         )
         (out / "sitemap.xml").write_text(
-            '<?xml version="1.0" encoding="utf-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
+            '<?xml version="1.0" encoding="utf-8"?>\n'
+            '<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
             f"{urls}</urlset>\n",
             encoding="utf-8",
         )

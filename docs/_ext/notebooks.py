@@ -1,7 +1,8 @@
-"""The reader between nbdev and MyST-NB: nbdev's processors, then nbdev's and Quarto's cell options as MyST-NB's.
+"""The reader between nbdev and MyST-NB: nbdev's processors, then cell options as MyST-NB's.
 
-A problem (an image without alternative text, an unknown directive, a missing output) raises `NotebookError`, which
-names the notebook and the cell and fails the build. A page that cannot be trusted is worse than no page.
+A problem (an image without alternative text, an unknown directive, a missing output) raises
+`NotebookError`, which names the notebook and the cell and fails the build. A page that cannot be
+trusted is worse than no page.
 """
 
 import ast
@@ -64,7 +65,7 @@ class NotebookError(Exception):
 
 
 def draft() -> bool:
-    "Whether PONDERLEARN_DOCS_DRAFT asks for a preview of notebooks that have no stored outputs yet."
+    "Whether PONDERLEARN_DOCS_DRAFT asks for a preview of notebooks without stored outputs."
     return os.environ.get("PONDERLEARN_DOCS_DRAFT", "") not in ("", "0")
 
 
@@ -85,12 +86,12 @@ def where(i: int, cell) -> str:
 
 
 def known_directives() -> set[str]:
-    "nbdev's directives, Quarto's options that this site understands, and the test flags of settings.ini."
+    "nbdev's directives, Quarto's options that this site knows, and settings.ini's test flags."
     return NBDEV | QUARTO | set(get_config().get("tst_flags", "").split())
 
 
 def options(source: str) -> tuple[dict, str]:
-    "The `key: value` options at the top of a cell, their values read as YAML, and the source without them."
+    "The `key: value` options at the top of a cell, read as YAML, and the source without them."
     lines = source.splitlines()
     top = first_code_ln([s + "\n" for s in lines])
     found, rest = {}, []
@@ -107,7 +108,7 @@ def options(source: str) -> tuple[dict, str]:
 
 
 def stray_directives(source: str) -> list[str]:
-    "Lines that look like directives but stand below the first line of code, where nobody reads them."
+    "Lines that look like directives but stand below the first line of code, unread."
     lines = source.splitlines(True)
     top = first_code_ln(lines)
     if top is None:
@@ -308,7 +309,7 @@ def symbols(index: str, stamp: float) -> dict:
 
 
 class Links(NbdevLookup):
-    "nbdev's doc links, pointing at the pages of this site: a name in backticks becomes a link to its entry in the API."
+    "nbdev's doc links, for this site: a name in backticks becomes a link to its entry in the API."
 
     def __init__(self, own: str | None):
         index = Path(get_config().lib_path) / "_modidx.py"
@@ -322,7 +323,7 @@ class Links(NbdevLookup):
 
 
 class SiteFilter(FilterDefaults):
-    "nbdev's processors but for those that suit Quarto alone. An exported cell stays: the code is the lesson."
+    "nbdev's processors but Quarto's own. An exported cell stays: the code is the lesson."
 
     def __init__(self, own: str | None):
         self.links = Links(own)
@@ -441,7 +442,7 @@ def default_exp(nb) -> str | None:
 
 
 def read(text: str):
-    "A notebook's text as MyST-NB wants it; set as its reader. A problem ends the build with its place."
+    "A notebook's text as MyST-NB wants it. A problem ends the build with its place."
     try:
         return convert(text)
     except NotebookError as e:
@@ -492,7 +493,7 @@ _FILE = re.compile(r"\[([^\]]+)\]\(([A-Z][\w-]*(?:\.(?:md|cff))?|constraints\.tx
 
 
 def repository_file(m) -> str:
-    "A link to a file at the top of the repository: on GitHub, or a copy while the repository has no address."
+    "A link to a file at the top of the repository: on GitHub, or a copy while it has no address."
     c = get_config()
     if c.get("user", ""):
         return f"[{m[1]}](https://github.com/{c.user}/{c.repo}/blob/{c.branch}/{m[2]})"

@@ -1,59 +1,18 @@
-"""The parts of the site that are made from tables: the front page, the results, the notation, the glossary."""
+"""What the site makes from tables: the front page, the results, the notation, the glossary."""
 
 import re
 import tomllib
-from collections import Counter
 from html import escape
 from pathlib import Path
 
 import chapter as page
+import claims
+import graph
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from ponderlearn.course import CATALOGUE, PARTS, _ends, _number, results
-
-ROUTES = [  # (title, how long, what you can do afterwards, [(chapter, what to do there)])
-    (
-        "An evening",
-        "two hours",
-        "You can say what it means that a network decides how long to think.",
-        [
-            ("before_you_start", "the self-test; read only what you could not answer"),
-            ("act", "the first picture, the idea, and the slider"),
-            ("pondernet", "the first picture, the slider, and the results"),
-        ],
-    ),
-    (
-        "A week",
-        "an hour a day",
-        "You can add adaptive computation to a model of yours and say what it costs.",
-        [
-            ("before_you_start", "all of it"),
-            ("act", "read, predict, run at the scale quick, first two exercises"),
-            ("pondernet", "read, run, then use it on your own model"),
-            ("training", "how the experiments are run, killed and resumed"),
-            ("viz", "how to read and make the figures"),
-        ],
-    ),
-    (
-        "A semester",
-        "a chapter a week",
-        "You can read a new paper, rebuild it, and test what it claims.",
-        [
-            ("before_you_start", "first week"),
-            ("act", "with all exercises, run at full"),
-            ("pondernet", "with all exercises; compare your run with the stored one"),
-            ("metrics", "before you quote a number"),
-            ("data", "what is measured on what"),
-        ],
-    ),
-]
-VERDICTS = {  # verdict -> (sign, words for one claim, words for several)
-    "yes": ("✓", "holds", "hold"),
-    "no": ("✗", "does not hold", "do not hold"),
-    "partly": ("◐", "holds in part", "hold in part"),
-    "not tested at this scale": ("–", "not tested at this scale", "not tested at their scale"),
-}
+from ponderlearn.catalogue import CATALOGUE, PAPERS, PARTS, ROUTES
+from ponderlearn.records import results
 
 
 def doc_of(c) -> str | None:
@@ -84,37 +43,50 @@ class Html(SphinxDirective):
             self.env.note_dependency(str(file))
 
     def run(self):
-        return [nodes.raw("", self.html(), format="html")]
+        return [raw(self.html())]
 
 
 # ---- the front page
 
 
+class FirstSteps(Html):
+    "The three links under the title."
+
+    def html(self):
+        first = next(c for c in PAPERS if doc_of(c))
+        return (
+            f'<p class="call"><a href="{self.link(doc_of(first))}">Read the first chapter</a>'
+            f'<a href="#where-to-begin">Choose a route</a>'
+            f'<a href="{self.link("docs/results")}">See what held</a></p>'
+        )
+
+
 class Parts(Html):
-    "The nine parts as cards, with a picture of each written chapter."
+    "The parts as cards, with a picture of each written chapter."
 
     def html(self):
         self.depend_on_notebooks()
         return '<div class="parts">' + "".join(self.part(n) for n in PARTS if n) + "</div>"
 
     def part(self, n: int) -> str:
-        _, title, blurb = PARTS[n]
+        part = PARTS[n]
         chapters = [c for c in CATALOGUE if c.part == n]
         shots, rows = [], []
         for c in chapters:
             doc = doc_of(c)
             if not doc:
-                rows.append(f'<li class="unwritten">{escape(short(c))}</li>')
+                rows.append(f'<li class="unwritten">{escape(c.short)}</li>')
                 continue
             rows.append(
-                f'<li><a href="{self.link(doc)}">{escape(short(c))}</a> <span class="minutes">{minutes(c)}</span></li>'
+                f'<li><a href="{self.link(doc)}">{escape(c.short)}</a> '
+                f'<span class="minutes">{minutes(c)}</span></li>'
             )
             found = page.picture_file(self.env.app, doc)
             if found:
                 src = "../" * self.env.docname.count("/") + found[0]
                 shots.append(
                     f'<a class="shot" href="{self.link(doc)}"><img src="{src}" '
-                    f'alt="{escape(short(c))}: {escape(found[1])}" '
+                    f'alt="{escape(c.short)}: {escape(found[1])}" '
                     'loading="lazy"></a>'
                 )
         strip = f'<div class="shots">{"".join(shots)}</div>' if shots else ""
@@ -124,15 +96,11 @@ class Parts(Html):
         return (
             f'<section class="part{" written" if strip else ""}" aria-labelledby="part-{n}">{strip}'
             f'<div class="part-text">'
-            f'<h3 id="part-{n}"><span class="part-number">{n}</span> {escape(title)}{state}</h3>'
-            f"<p>{escape(blurb[0].upper() + blurb[1:])}.</p><ul>{''.join(rows)}</ul></div></section>"
+            f'<h3 id="part-{n}"><span class="part-number">{n}</span> '
+            f"{escape(part.title)}{state}</h3>"
+            f"<p>{escape(part.about[0].upper() + part.about[1:])}.</p>"
+            f"<ul>{''.join(rows)}</ul></div></section>"
         )
-
-
-def short(c) -> str:
-    "A chapter's title before its colon, unless that says nothing."
-    head = c.title.split(":")[0]
-    return head if len(head) > 12 or ":" not in c.title or c.part == 1 else c.title
 
 
 class Routes(Html):
@@ -141,19 +109,20 @@ class Routes(Html):
     def html(self):
         self.depend_on_notebooks()
         chapters, cards = by_name(), []
-        for title, long, gain, stops in ROUTES:
+        for route in ROUTES:
             items = "".join(
-                f"<li>{self.stop(chapters[name])}<span>{escape(what)}</span></li>"
-                for name, what in stops
+                f"<li>{self.stop(chapters[s.chapter])}<span>{escape(s.what)}</span></li>"
+                for s in route.stops
             )
             cards.append(
-                f'<section class="route"><h3>{title}</h3><p class="route-time">{long}</p><ol>{items}</ol>'
-                f'<p class="route-gain">{escape(gain)}</p></section>'
+                f'<section class="route"><h3>{escape(route.title)}</h3>'
+                f'<p class="route-time">{escape(route.time)}</p><ol>{items}</ol>'
+                f'<p class="route-gain">{escape(route.gain)}</p></section>'
             )
         return f'<div class="routes">{"".join(cards)}</div>'
 
     def stop(self, c) -> str:
-        doc, name = doc_of(c), escape(LABELS.get(c.name, c.title))
+        doc, name = doc_of(c), escape(c.short)
         return (
             f'<a href="{self.link(doc)}">{name}</a>'
             if doc
@@ -162,197 +131,68 @@ class Routes(Html):
 
 
 class Graph(Html):
-    "What builds on what, as an SVG drawing: a band a part, an arrow from a chapter to those that build on it."
-
-    row, width, label, left, gap = 34, 206, 172, 16, 46
+    "What builds on what: a drawing, and lists in its place where the window is narrow."
 
     def html(self):
         self.depend_on_notebooks()
-        chapters, at, y, bands = by_name(), {}, 10, []
-        for n in list(PARTS)[1:]:
-            own = [c for c in CATALOGUE if c.part == n]
-            first = [c for c in own if not any(p in {o.name for o in own} for p in c.prerequisites)]
-            top = y
-            for c in first:
-                at[c.name] = (self.label + self.left, y)
-                later = [o for o in own if c.name in o.prerequisites]
-                for k, o in enumerate(later):
-                    at[o.name] = (self.label + self.left + self.width + self.gap, y + k * self.row)
-                y += self.row * max(1, len(later))
-            bands.append((n, top, y))
-            y += 14
-        arrows = "".join(
-            self.arrow(at[p], at[c.name])
-            for c in CATALOGUE
-            for p in c.prerequisites
-            if p in at and c.name in at
-        )
-        boxes = "".join(self.box(chapters[name], *xy) for name, xy in at.items())
-        total = self.label + self.left + 2 * self.width + self.gap + 12
-        labels = "".join(
-            f'<rect class="band" x="0" y="{a - 4}" width="{total}" height="{b - a + 4}" rx="6"/>'
-            f'<text class="band-label" x="14" y="{a + 18}">{n} {escape(PARTS[n][1])}</text>'
-            for n, a, b in bands
-        )
-        pairs = "; ".join(
-            f"{short(c)} builds on {' and '.join(short(chapters[p]) for p in c.prerequisites)}"
-            for c in CATALOGUE
-            if c.prerequisites
-        )
+        titles = {n: part.title for n, part in PARTS.items() if n}
+        chapters = [c for c in CATALOGUE if c.part]
+        drawing = graph.Drawing(chapters, titles, lambda c: doc_of(c) and self.link(doc_of(c)))
         return (
-            f'<div class="graph" role="region" aria-label="Which chapter builds on which" tabindex="0">'
-            f'<svg role="group" viewBox="0 0 {total} {y}" width="{total}" height="{y}" '
-            'aria-labelledby="graph-title graph-text">'
-            f'<title id="graph-title">Which chapter builds on which</title><desc id="graph-text">{escape(pairs)}. '
-            'All other chapters stand alone.</desc><defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" '
-            'markerWidth="7" markerHeight="7" orient="auto"><path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>'
-            f"{labels}{arrows}{boxes}</svg></div>"
+            f'<div class="graph" role="region" aria-label="Which chapter builds on which">'
+            f'{drawing.svg()}</div><div class="graph-outline">{drawing.outline()}</div>'
         )
-
-    def box(self, c, x, y) -> str:
-        doc, name = doc_of(c), LABELS.get(c.name, c.name.replace("_", " "))
-        body = (
-            f'<rect class="box" x="{x}" y="{y}" width="{self.width}" height="{self.row - 8}" rx="5"/>'
-            f'<text x="{x + 12}" y="{y + 18}">{escape(name)}</text>'
-        )
-        return (
-            f'<a class="written" href="{self.link(doc)}">{body}</a>'
-            if doc
-            else f'<g class="unwritten">{body}</g>'
-        )
-
-    def arrow(self, a, b) -> str:
-        h = (self.row - 8) / 2
-        x0, y0, x1, y1 = a[0] + self.width, a[1] + h, b[0], b[1] + h
-        if b[0] == a[0]:  # to another part: down the left side
-            way = f"M{a[0]} {y0} h-5 q-7 0 -7 7 V{y1 - 7} q0 7 7 7 H{x1 - 2}"
-            return f'<path class="arrow" d="{way}" marker-end="url(#tip)"/>'
-        middle = (x0 + x1) / 2
-        return f'<path class="arrow" d="M{x0} {y0} C{middle} {y0} {middle} {y1} {x1 - 2} {y1}" marker-end="url(#tip)"/>'
-
-
-LABELS = {
-    "act": "Adaptive Computation Time",
-    "pondernet": "PonderNet",
-    "sire": "SIRE: order-invariant RNNs",
-    "performer": "Performer",
-    "perceiver": "Perceiver",
-    "ipt": "Image Processing Transformer",
-    "alignment_uniformity": "Alignment and uniformity",
-    "swav": "SwAV",
-    "relic": "ReLIC",
-    "seqclr": "SeqCLR",
-    "drs": "Discriminator rejection",
-    "ratio_clipping": "Ratio clipping",
-    "transgan": "TransGAN",
-    "exemplar_vae": "Exemplar VAE",
-    "vaebm": "VAEBM",
-    "guided_diffusion": "Guided diffusion",
-    "latent_directions": "Latent directions",
-    "gan_control": "GAN-Control",
-    "stylex": "StylEx",
-    "neuron_shapley": "Neuron Shapley",
-    "aum": "Area under the margin",
-    "early_stopping": "Early stopping",
-    "sam": "Sharpness-aware",
-    "functional_entropy": "Functional entropy",
-    "supsup": "SupSup",
-    "commentaries": "Commentaries",
-    "meta_augmentation": "Meta-augmentation",
-    "robust_ot": "Robust optimal transport",
-    "otdd": "Data set distances",
-    "prism": "Prism",
-    "infobert": "InfoBERT",
-    "summarize_feedback": "Summaries from feedback",
-}
 
 
 # ---- results
 
 
 class Results(Html):
-    "Every recorded claim: the paper's number, ours, and whether it holds."
+    "Every recorded claim by part and chapter: the paper's number, ours, and whether it holds."
 
-    def html(self):
+    def run(self):
         self.depend_on_notebooks()
         for file in (Path(self.env.srcdir) / "results").glob("*.json"):
             self.env.note_dependency(str(file))
         rows = results()
         if not rows:
-            return '<p class="empty">No run has been recorded yet.</p>'
-        count = Counter(r["holds"] for r in rows)
-        chips = "".join(
-            f'<li class="verdict {css(v)}"><span aria-hidden="true">{mark}</span> '
-            f"<strong>{count[v]}</strong> {one if count[v] == 1 else several}</li>"
-            for v, (mark, one, several) in VERDICTS.items()
-        )
-        chapters = by_name()
-        tables = []
+            return [raw('<p class="empty">No run has been recorded yet.</p>')]
+        chapters, groups = by_name(), {}
+        for row in rows:
+            groups.setdefault(chapters[row["chapter"]].part, []).append(row)
+        titles = {n: part.title for n, part in PARTS.items()}
+        head = claims.chips(rows) + f'<p class="tally">In all, {claims.tally(rows)}.</p>'
+        head += claims.overview(groups, titles)
+        return [raw(head), *(self.part(n, titles[n], own) for n, own in sorted(groups.items()))]
+
+    def part(self, n: int, title: str, rows: list[dict]) -> nodes.section:
+        section = titled(f"results-part-{n}", nodes.Text(f"{n} · {title}"))
+        section += raw(f'<p class="tally">{claims.tally(rows).capitalize()}.</p>')
         for name in dict.fromkeys(r["chapter"] for r in rows):
-            c, doc = chapters[name], doc_of(chapters[name])
-            source = Path(self.env.srcdir) / c.notebook if doc else None
-            labels = anchors(source) if doc and source.exists() else {}
-            body = "".join(self.row(r, doc, labels) for r in rows if r["chapter"] == name)
-            title = f'<a href="{self.link(doc)}">{escape(c.title)}</a>' if doc else escape(c.title)
-            head = "".join(
-                f'<th scope="col">{h}</th>'
-                for h in (
-                    "Claim",
-                    "Paper",
-                    "Here [95 % interval]",
-                    "Seeds",
-                    "Rule, fixed before the run",
-                    "Holds?",
-                    "Run",
-                )
-            )
-            tables.append(
-                f'<section class="claims" aria-labelledby="claims-{name}"><h2 id="claims-{name}">{title}</h2>'
-                f'<div class="table-scroll" role="region" aria-label="Claims of {escape(short(c))}" tabindex="0">'
-                f'<table class="claims-table"><thead><tr>{head}</tr></thead>'
-                f"<tbody>{body}</tbody></table></div></section>"
-            )
-        return (
-            f'<ul class="verdicts" aria-label="All claims by verdict">{chips}</ul>{"".join(tables)}'
-        )
+            section += self.chapter(by_name()[name], [r for r in rows if r["chapter"] == name])
+        return section
 
-    def row(self, r: dict, doc: str | None, labels: dict) -> str:
-        mark, words, _ = VERDICTS[r["holds"]]
-        span = _ends(r.get("interval"))
-        span = f' <span class="interval">{span}</span>' if span else ""
-        claim = escape(r["claim"])
+    def chapter(self, c, rows: list[dict]) -> nodes.section:
+        doc, labels = doc_of(c), {}
+        name = nodes.Text(c.short)
         if doc:
-            claim = f'<a href="{self.link(doc, labels.get(r.get("cell") or "", ""))}">{claim}</a>'
-        note = f'<p class="note">{escape(r["note"])}</p>' if r.get("note") else ""
-        where = f"{escape(r['scale'])}, {escape(r['device'])}"
-        if r.get("torch"):
-            where += f"<br>PyTorch {escape(str(r['torch']).split('+')[0])}"
-        if r.get("date"):
-            where += f'<br><time datetime="{escape(str(r["date"])[:10])}">{escape(str(r["date"])[:10])}</time>'
-        seeds = "" if r.get("n_seeds") is None else str(r["n_seeds"])
-        cells = [
-            ("Paper", escape(_number(r["paper"], r["unit"]))),
-            ("Here", escape(_number(r["here"], r["unit"])) + span),
-            ("Seeds", seeds),
-            ("Rule", escape(r["rule"])),
-            (
-                "Holds?",
-                f'<span class="verdict {css(r["holds"])}"><span aria-hidden="true">{mark}</span> {words}</span>',
-            ),
-            ("Run", where),
-        ]
-        return (
-            f'<tr><th scope="row" data-label="Claim">{claim}{note}</th>'
-            + "".join(
-                f'<td data-label="{label}"><div class="cell-text">{text}</div></td>'
-                for label, text in cells
-            )
-            + "</tr>"
-        )
+            source = Path(self.env.srcdir) / c.notebook
+            labels = anchors(source) if source.exists() else {}
+            name = nodes.reference("", "", name, refuri=self.link(doc), internal=True)
+        section = titled(f"claims-{c.name}", name)
+        link = lambda r: doc and self.link(doc, labels.get(r.get("cell") or "", ""))
+        section += raw(f'<p class="tally">{claims.tally(rows).capitalize()}.</p>')
+        section += raw(claims.table(claims.failures_first(rows), c.short, link))
+        return section
 
 
-def css(verdict: str) -> str:
-    return "is-" + verdict.split()[0]
+def raw(html: str) -> nodes.raw:
+    return nodes.raw("", html, format="html")
+
+
+def titled(key: str, title: nodes.Node) -> nodes.section:
+    "A section with its title, which the contents of the page then list."
+    return nodes.section("", nodes.title("", "", title), ids=[key], names=[key])
 
 
 def anchors(path: Path) -> dict[str, str]:
@@ -370,7 +210,7 @@ def anchors(path: Path) -> dict[str, str]:
 
 
 class Notation(SphinxDirective):
-    "The symbols: what they mean, their name in code, where they come from. From docs/notation.toml."
+    "The symbols: meaning, name in code, where they come from. From docs/notation.toml."
 
     def run(self):
         path = Path(self.env.srcdir) / "docs" / "notation.toml"
@@ -381,9 +221,9 @@ class Notation(SphinxDirective):
             for s in group["symbol"]:
                 code = " ".join(f"`{x}`" for x in s.get("code", []))
                 where = ", ".join(
-                    f"[{LABELS.get(n, short(chapters[n]))}](/{chapters[n].notebook})"
+                    f"[{chapters[n].short}](/{chapters[n].notebook})"
                     if chapters[n].notebook
-                    else LABELS.get(n, short(chapters[n]))
+                    else chapters[n].short
                     for n in s.get("chapters", [])
                 )
                 lines.append(f"| ${s['tex']}$ | {s['meaning']} | {code} | {where} |")
@@ -426,19 +266,42 @@ class Glossary(SphinxDirective):
 
 
 def contents(srcdir: Path) -> str:
-    "The hidden tables of contents of the front page: a part that has notebooks, each under its title."
+    "The front page's hidden tables of contents: the parts that have notebooks, as catalogued."
     out = []
-    for n, (folder, title, _) in sorted(PARTS.items()):
-        files = sorted((srcdir / "nbs" / folder).glob("[0-9]*.ipynb"))
-        if files:
-            caption = title if n == 0 else f"{n} · {title}"
-            names = "\n".join(f"/nbs/{folder}/{f.stem}" for f in files)
-            out.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{names}\n```")
-    out.append(
-        "```{toctree}\n:hidden:\n:caption: Reference\n\n"
-        "/docs/results\n/docs/api/index\n/docs/notation\n/docs/glossary\n```"
-    )
-    return "\n\n".join(out)
+    for n, part in PARTS.items():
+        written = [c for c in CATALOGUE if c.part == n and c.notebook]
+        names = [f"{c.short} </{doc_of(c)}>" for c in written if (srcdir / c.notebook).exists()]
+        if names:
+            caption = part.title if n == 0 else f"{n} · {part.title}"
+            out.append(toctree(caption, names))
+    return "\n\n".join([*out, toctree("Reference", REFERENCE)])
+
+
+REFERENCE = ["/docs/results", "/docs/api/index", "/docs/notation", "/docs/glossary"]
+
+
+def toctree(caption: str, names: list[str]) -> str:
+    lines = "\n".join(names)
+    return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```"
+
+
+CAPTION = re.compile(r'<p [^>]*class="caption"[^>]*><span class="caption-text">(.*?)</span></p>')
+
+
+def fold_parts(sidebar: str) -> str:
+    "The sidebar with each part under a fold; open are the page's own and the last, the reference."
+    before, *pieces = CAPTION.split(sidebar)
+    parts = list(zip(pieces[::2], pieces[1::2], strict=True))
+    folds = [
+        f'<details class="nav-part"{" open" if "current" in pages or i == len(parts) else ""}>'
+        f"<summary>{caption}</summary>{pages}</details>"
+        for i, (caption, pages) in enumerate(parts, 1)
+    ]
+    return before + "".join(folds)
+
+
+def offer_fold(app, pagename, templatename, context, doctree):
+    context["fold_parts"] = fold_parts
 
 
 def new_pages(app, env, added, changed, removed):
@@ -451,6 +314,7 @@ def new_pages(app, env, added, changed, removed):
 
 def setup(app):
     for name, directive in (
+        ("first-steps", FirstSteps),
         ("parts", Parts),
         ("routes", Routes),
         ("prerequisites", Graph),
@@ -460,4 +324,5 @@ def setup(app):
     ):
         app.add_directive(name, directive)
     app.connect("env-get-outdated", new_pages)
+    app.connect("html-page-context", offer_fold)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

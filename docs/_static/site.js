@@ -13,15 +13,19 @@
     name();
   }
 
-  // What scrolls sideways can be reached from the keyboard.
+  // What scrolls sideways says so and can be reached from the keyboard.
+  const boxes = [".bd-article pre", ".bd-article div.math", ".bd-article mjx-container[display]", ".bd-article .text_html",
+    ".bd-article .table-scroll", ".bd-article .graph", ".pst-scrollable-table-container"].join();
   const reach = () => {
-    for (const box of document.querySelectorAll(".bd-article pre, .bd-article div.math, .bd-article .text_html, .pst-scrollable-table-container")) {
-      const wide = box.scrollWidth > box.clientWidth + 1;
+    for (const box of document.querySelectorAll(boxes)) {
+      const wide = box.clientWidth > 0 && box.scrollWidth > box.clientWidth + 1;
+      box.classList.toggle("scrolls", wide);
       if (wide && !box.hasAttribute("tabindex")) box.setAttribute("tabindex", "0");
     }
   };
-  window.addEventListener("load", reach);
+  window.addEventListener("load", () => { reach(); window.MathJax?.startup?.promise?.then(reach); });
   window.addEventListener("resize", reach);
+  document.addEventListener("toggle", reach, true);
 
   // A link to something inside a closed fold opens the fold; printing opens all of them.
   const unfold = () => {

@@ -1,5 +1,6 @@
 """The built site in Chromium: what loads, what moves, what can be read, reached and found."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 TOP = Path(__file__).resolve().parents[2]
@@ -88,21 +90,41 @@ def test_every_image_has_alternative_text(built, parsed):
     assert not silent, silent
 
 
+FORMULAS = """async () => {
+    await window.MathJax?.startup?.promise;
+    await new Promise(requestAnimationFrame);
+    const wide = [...document.querySelectorAll('mjx-container[display]')]
+        .filter(e => e.querySelector('svg').getBoundingClientRect().width > e.clientWidth + 1);
+    return [wide.length, wide.filter(e => {
+        e.scrollLeft = 10000;
+        return e.tabIndex !== 0 || e.scrollLeft === 0;
+    }).map(e => e.textContent)];
+}"""
+
+
+def formulas(page) -> tuple[int, list[str]]:
+    "How many formulas are wider than their place, and those that then do not scroll or take keys."
+    return page.evaluate(FORMULAS)
+
+
 def test_every_page_loads_and_fits_a_phone(open_page, address, pages):
     page = open_page(address, width=360, height=740)
-    trouble = []
+    trouble, wide = [], 0
     for name in pages:
         page.wrong.clear()
         page.asked.clear()
         page.goto(address + name, wait_until="load")
-        page.evaluate("() => window.MathJax?.startup?.promise")
+        found, cut = formulas(page)
+        wide += found
+        trouble += [f"{name}: cut: {c}" for c in cut]
         width = page.evaluate("document.documentElement.scrollWidth")
         trouble += [f"{name}: {w}" for w in page.wrong]
         trouble += [
             f"{name}: asks {u}" for u in page.asked if not u.startswith((address, "data:", "blob:"))
         ]
         trouble += [f"{name}: {width} pixels wide"] if width > 360 else []
-        left = page.evaluate("""Math.min(0, ...[...document.querySelectorAll('mjx-container[display]')]
+        left = page.evaluate("""Math.min(0,
+            ...[...document.querySelectorAll('mjx-container[display]')]
             .map(e => e.getBoundingClientRect().left))""")
         trouble += (
             [f"{name}: a formula begins {-left:.0f} pixels left of the page"] if left < 0 else []
@@ -114,6 +136,7 @@ def test_every_page_loads_and_fits_a_phone(open_page, address, pages):
             else [f"{name}: no description"]
         )
     assert not trouble, "\n".join(trouble)
+    assert wide  # else no formula has tried to scroll
 
 
 @pytest.mark.parametrize("scheme", ["http", "file"])
@@ -159,27 +182,92 @@ def test_from_files(open_page, built):
         assert all(u.startswith(("file:", "data:", "blob:")) for u in page.asked)
 
 
-LUMINANCE = """(e) => { const c = getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number);
-    const f = c.slice(0, 3).map(v => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
-    return (c.length > 3 && c[3] < 1) ? -1 : .2126 * f[0] + .7152 * f[1] + .0722 * f[2]; }"""
+def brightest(locator) -> int:
+    "The brightest gray of an element as it is shown, 0 to 255."
+    picture = Image.open(io.BytesIO(locator.screenshot())).convert("L")
+    return picture.getextrema()[1]
 
 
-def test_dark_mode_keeps_figures_readable(open_page, address):
-    for name in SLIDERS[:2]:
-        page = open_page(address + name, dark=True)
-        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-        assert page.evaluate(f"({LUMINANCE})(document.body)") < 0.05
-        cards = page.locator(".cell_output img").evaluate_all(f"(all) => all.map({LUMINANCE})")
-        assert cards and min(cards) > 0.8, (
-            name
-        )  # a figure is drawn dark on light: its card is light in both modes
+def test_dark_mode_keeps_figures_readable_without_glare(open_page, address):
+    "A figure is drawn dark on light: its card is light in both modes, and dimmed in the dark one."
+    for dark, low, high in ((False, 250, 255), (True, 200, 230)):
+        page = open_page(address + CHAPTER, dark=dark)
+        assert page.evaluate("document.documentElement.dataset.theme") == ("light", "dark")[dark]
+        assert low <= brightest(page.locator(".cell_output img").first) <= high
+        page.goto(address)
+        assert low <= brightest(page.locator(".shot").first) <= high
+    page.set_viewport_size({"width": 1280, "height": 80})
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+
+
+CUT = """() => {
+    document.querySelectorAll('details').forEach(d => { d.open = true; });
+    return [...document.querySelectorAll('.bd-article div.highlight pre')]
+        .map(e => [Math.max(...e.textContent.split('\\n').map(s => s.length)),
+                   e.scrollWidth - e.clientWidth, e.textContent.slice(0, 60)])
+        .filter(([columns, over]) => columns <= 100 && over > 0);
+}"""
+
+
+def test_100_columns_and_formulas_at_1280(open_page, address, pages):
+    page = open_page(address)
+    for name in (n for n in pages if n.startswith("nbs/")):
+        page.goto(address + name, wait_until="load")
+        assert not page.evaluate(CUT), name
+        assert not formulas(page)[1], name
+
+
+@pytest.mark.parametrize(("width", "folded"), [(1280, True), (1499, True), (1500, False)])
+def test_contents_of_a_page_fold_where_code_needs_the_room(open_page, address, width, folded):
+    page = open_page(address + CHAPTER, width=width)
+    contents, button = page.locator(".page-toc").first, page.locator(".secondary-toggle")
+    assert contents.is_visible() != folded
+    assert button.is_visible() == folded
+    if folded:
+        button.click()
+        page.locator("dialog .page-toc").first.wait_for(state="visible")
+        page.wait_for_timeout(400)  # it slides in
+        box = page.locator("dialog .page-toc").first.bounding_box()
+        assert box["x"] + box["width"] <= width
+
+
+def test_sidebars_open_on_a_phone(open_page, address):
+    page = open_page(address + CHAPTER, width=360)
+    for button, inside in ((".primary-toggle", "nav.bd-links"), (".secondary-toggle", ".page-toc")):
+        page.locator(button).click()
+        page.locator(f"dialog {inside}").first.wait_for(state="visible")
+        cover = page.locator("dialog[open]").evaluate("e => getComputedStyle(e).backgroundColor")
+        assert cover.startswith("rgb("), cover  # nothing shines through
+        page.keyboard.press("Escape")
+        page.locator(f"dialog {inside}").first.wait_for(state="hidden")
+
+
+def test_sidebar_folds_by_part(open_page, address):
+    page = open_page(address + CHAPTER)
+    folds = page.locator(".bd-sidebar-primary details.nav-part")
+    opened = [
+        f.locator(":scope > summary").inner_text() for f in folds.all() if f.evaluate("e => e.open")
+    ]
+    assert opened == ["1 · Learning to ponder", "Reference"]
+    link = folds.first.get_by_role("link", name="Before you start")
+    assert not link.is_visible()
+    folds.first.locator(":scope > summary").press("Enter")
+    assert link.is_visible()
+
+
+def test_graph_is_a_list_on_a_phone(open_page, address):
+    for width in (1280, 360):
+        page = open_page(address, width=width)
+        assert page.locator(".graph").is_visible() == (width == 1280)
+        assert page.locator(".graph-outline").is_visible() == (width == 360)
 
 
 def serious(page) -> list[str]:
     "axe-core's violations of level serious or critical."
     page.evaluate("() => window.MathJax?.startup?.promise")
     page.add_script_tag(path=str(AXE))
-    found = page.evaluate("""async () => (await axe.run(document, {resultTypes: ['violations']})).violations
+    found = page.evaluate("""async () =>
+        (await axe.run(document, {resultTypes: ['violations']})).violations
         .filter(v => ['serious', 'critical'].includes(v.impact))
         .map(v => v.id + ': ' + v.nodes.slice(0, 4)
             .map(n => n.target.join(' ') + ' ' + (n.any[0]?.message || '')).join('; '))""")
@@ -210,7 +298,8 @@ def test_keyboard_reaches_the_content_first(open_page, address):
 
 def test_reduced_motion(open_page, address):
     page = open_page(address, reduced_motion="reduce")
-    slow = page.evaluate("""[...document.querySelectorAll('*')].filter(e => getComputedStyle(e).transitionDuration
+    slow = page.evaluate("""[...document.querySelectorAll('*')]
+        .filter(e => getComputedStyle(e).transitionDuration
         .split(',').some(t => parseFloat(t) > .02)).length""")
     assert slow == 0
 
@@ -247,16 +336,23 @@ def test_what_a_chapter_offers(open_page, address):
     ).first.get_attribute("href")
 
 
-def test_results_show_failures_as_they_show_successes(open_page, address):
-    from ponderlearn.course import results
+def test_results_show_failures_first(open_page, address):
+    import claims  # docs/_ext, see conftest.py
+
+    from ponderlearn.records import results
 
     page = open_page(address + "docs/results.html")
     rows = page.locator(".claims-table tbody tr")
     assert rows.count() == len(results()) > 0
     for verdict in {r["holds"] for r in results()}:
-        chips = page.locator(f".claims-table .is-{verdict.split()[0]}")
+        chips = page.locator(f".claims-table .{claims.css(verdict)}")
         assert chips.count() == sum(r["holds"] == verdict for r in results())
         assert all(chips.nth(i).is_visible() for i in range(chips.count()))
+    for table in page.locator(".claims-table").all():
+        assert table.locator("thead th").first.inner_text() == "Holds?"
+        said = [v.removeprefix("✗ ") for v in table.locator("td .verdict").all_inner_texts()]
+        failed = said.count("does not hold")
+        assert said[:failed] == ["does not hold"] * failed
 
 
 def test_link_previews(built):

@@ -23,7 +23,10 @@ RUN = {
     "date": "2026-11-21",
     "sha256": "0" * 64,
 }
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJ"
+    "RU5ErkJggg=="
+)
 
 
 def picture(**more):
@@ -176,7 +179,10 @@ def test_hidden_cells_go_and_exported_ones_stay():
 
 
 def test_options_become_tags_and_metadata():
-    figure = '#| echo: false\n#| label: fig-a\n#| fig-cap: "A **dot**."\n#| fig-alt: "One dot: blue."\ndraw()'
+    figure = (
+        '#| echo: false\n#| label: fig-a\n#| fig-cap: "A **dot**."\n'
+        '#| fig-alt: "One dot: blue."\ndraw()'
+    )
     nb = convert(
         code(figure, picture()),
         code('#| code-fold: true\n#| code-summary: "Helper"\nx = 1'),
@@ -225,7 +231,7 @@ def test_equations_get_labels():
 def test_names_in_backticks_become_links():
     nb = convert(text("`write_atomic` and `no_such_name`\n\n```\n`write_atomic`\n```"))
     assert nb.cells[1].source.startswith(
-        "{py:obj}`write_atomic <ponderlearn.course.write_atomic>` and `no_such_name`"
+        "{py:obj}`write_atomic <ponderlearn.catalogue.write_atomic>` and `no_such_name`"
     )
     assert nb.cells[1].source.endswith("```\n`write_atomic`\n```")
 

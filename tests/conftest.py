@@ -1,0 +1,22 @@
+"""Every test: one over 5 seconds carries the mark `slow`."""
+
+import os
+
+import pytest
+
+LIMIT = 5  # seconds of CPU time, of the call alone: fixtures that several tests share do not count
+
+
+def spent():
+    "CPU seconds of this process and of the processes that it started and that have ended."
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    start = spent()
+    result = yield
+    seconds = spent() - start
+    if seconds > LIMIT and item.get_closest_marker("slow") is None:
+        pytest.fail(f"took {seconds:.1f} s of CPU time: over {LIMIT} s it carries pytest.mark.slow")
+    return result

@@ -1,0 +1,50 @@
+import torch
+from mistakes import Call, ok
+
+from ponderlearn import metrics
+
+scores = lambda: ok(torch.tensor([0.1, 0.4, 0.3, 0.7]), "width", "int", "bool", "meta")
+labels = lambda n: torch.arange(n) % 3
+classes = lambda n: ok(labels(n), "entry past the end", "bool", "meta")  # any, from 0 on
+shares = lambda: torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.1, 0.3, 0.6], [0.4, 0.3, 0.3]])
+chances = lambda: ok(shares(), "meta")  # all goes to the CPU
+
+
+def probe(f, **arguments):
+    z_train, z_test = torch.randn(9, 2), torch.randn(6, 2)
+    z_train, z_test = z_train + labels(9)[:, None], z_test + labels(6)[:, None]
+    return Call(
+        f,
+        z_train=ok(z_train, "meta"),
+        y_train=classes(9),
+        z_test=ok(z_test, "meta"),
+        y_test=classes(6),
+        **arguments,
+    )
+
+
+EXAMPLES = {
+    "paired_interval": lambda: Call(
+        metrics.paired_interval, a=scores(), b=ok(torch.rand(4), "int", "bool", "meta"), level=0.9
+    ),
+    "linear_probe": lambda: probe(
+        metrics.linear_probe, method="ridge", penalty=ok(1.0, 1.5, 10**30)
+    ),
+    "linear_probe, logistic": lambda: probe(metrics.linear_probe, method="logistic"),
+    "knn_probe": lambda: probe(metrics.knn_probe, n_neighbors=3, normalize=True),
+    "reliability": lambda: Call(
+        metrics.reliability,
+        probabilities=chances(),
+        labels=ok(labels(4), "meta"),
+        n_bins=3,
+        kind="mass",
+    ),
+    "calibration_error": lambda: Call(
+        metrics.calibration_error,
+        probabilities=chances(),
+        labels=ok(labels(4), "meta"),
+        n_bins=3,
+        kind="mass",
+    ),
+}
+ALLOWED = {}

@@ -1,0 +1,161 @@
+import tempfile
+from pathlib import Path
+
+import torch
+from mistakes import Call, free, ok
+from torch import nn
+
+from ponderlearn.multitask import supsup as su
+
+generator = lambda: torch.Generator().manual_seed(1)
+bits = lambda *shape: (torch.rand(*shape) > 0.5).float()
+base = lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
+x = lambda: torch.randn(5, 4)
+signs = lambda: torch.tensor([1.0, -1, 1, 1, -1])
+PATH = Path(tempfile.mkdtemp()) / "net.supsup"
+
+
+def net(n_tasks=3, training=False):
+    "A SupSup that has learned some tasks."
+    made = su.SupSup(base())
+    for _ in range(n_tasks):
+        made.new_task(generator=generator())
+        with torch.no_grad():
+            made.scores.uniform_(-1, 1)
+        made.commit()
+    if training:
+        made.new_task()
+    return made
+
+
+def store():
+    return net().store
+
+
+def append():
+    made = store()
+    return Call(made.append, masks={name: bits(*s) for name, s in made.shapes.items()}).then(
+        lambda _: made.total
+    )
+
+
+def new_task(init):
+    return Call(net().new_task, init=init, generator=generator())
+
+
+def supsup():
+    one = x()
+    return Call(
+        su.SupSup, base=base(), density=0.5, absolute=True, seed=ok(1, 0), allow_extra=False
+    ).then(lambda made: made.run(made.weights(), one))
+
+
+def saved():
+    net().save(PATH)
+    return Call(su.load_supsup, path=PATH, base=base(), allow_extra=False).then(
+        lambda made: made.store
+    )
+
+
+def hopfield():
+    made = su.HopfieldStore(5)
+    made.store(signs())
+    made.store(signs().flip(0))
+    return made
+
+
+def hopfield_store():
+    made = su.HopfieldStore(5)
+    return Call(made.store, z=signs()).then(lambda _: made)
+
+
+def entropy(masks, batch):
+    return (masks[0] * batch).sum().cos()
+
+
+def recover(method):
+    return Call(
+        su.recover_mask,
+        entropy_fn=entropy,
+        stores=[hopfield()],
+        batches=ok([torch.rand(5), torch.rand(5)], "entry less", "first alone"),
+        gamma=ok(0.1, 0, 1.5, 10**30),
+        lr=ok(0.1, 1.5, 10**30),
+        momentum=ok(0.5, 0),
+        method=method,
+    )
+
+
+EXAMPLES = {
+    "signed_constant_": lambda: Call(
+        su.signed_constant_,
+        weight=free(torch.zeros(3, 4), "nan"),
+        density=0.5,
+        generator=generator(),
+    ),
+    "supermask": lambda: Call(
+        su.supermask, scores=free(torch.randn(3, 4)), density=0.5, absolute=True
+    ),
+    "pack_bits": lambda: Call(su.pack_bits, mask=free(bits(3, 10))),
+    "unpack_bits": lambda: Call(
+        su.unpack_bits, packed=free(torch.randint(256, (3, 2)).to(torch.uint8)), n=ok(10, 0)
+    ),
+    "coded_bytes": lambda: Call(su.coded_bytes, mask=free(bits(3, 10)), coding="entropy"),
+    "MaskStore": lambda: Call(su.MaskStore, shapes={"a": (2, 3), "b": (3, 1)}),
+    "MaskStore.split": lambda: Call(store().split, flat=torch.rand(42)),
+    "MaskStore.append": append,
+    "MaskStore.mix": lambda: Call(store().mix, alpha=torch.rand(3), chunk_size=2),
+    "MaskStore.project": lambda: Call(
+        store().project, vec=torch.randn(42), tasks=torch.tensor([0, 2]), chunk_size=2
+    ),
+    "MaskStore.project, rows": lambda: Call(
+        store().project, vec=torch.randn(4, 42), tasks=torch.tensor([0, 2]), chunk_size=2
+    ),
+    "SupSup": supsup,
+    "SupSup.new_task": lambda: new_task("mean"),
+    "SupSup.new_task, from a task": lambda: new_task(ok(1, 0)),
+    "SupSup.run": lambda: Call(net().run, flat=torch.rand(42), x=x()),
+    "SupSup.forward": lambda: Call(net(training=True), x=x()),
+    "SupSup.forward, task": lambda: Call(net(), x=x(), task=ok(1, 0)),
+    "SupSup.forward, alpha": lambda: Call(net(), x=x(), alpha=torch.rand(3)),
+    "SupSup.save": lambda: Call(net().save, path=PATH).then(lambda _: PATH.read_bytes()),
+    "entropy_objective": lambda: Call(
+        su.entropy_objective, logits=free(torch.randn(5, 3)), reduction="mean"
+    ),
+    "alpha_gradient": lambda: Call(
+        su.alpha_gradient,
+        net=net(),
+        x=x(),
+        objective=su.entropy_objective,
+        alpha=torch.rand(3),
+        tasks=torch.tensor([0, 2]),
+        per_example=True,
+        chunk_size=2,
+    ),
+    "superfluous_objective": lambda: Call(
+        su.superfluous_objective,
+        logits=free(torch.randn(5, 4)),
+        n_real=3,
+        full=True,
+        reduction="mean",
+    ),
+    "infer_task": lambda: Call(
+        su.infer_task,
+        net=net(),
+        x=x(),
+        method="one_shot",
+        objective=su.entropy_objective,
+        center=torch.zeros(3),
+        epsilon=ok(0.001, 0, 1.5, 10**30),
+    ),
+    "infer_task, exhaustive": lambda: Call(su.infer_task, net=net(), x=x(), method="exhaustive"),
+    "HopfieldStore": lambda: Call(su.HopfieldStore, d=5, rule="hebb"),
+    "HopfieldStore.store": hopfield_store,
+    "HopfieldStore.field": lambda: Call(hopfield().field, z=ok(signs(), "axis more")),
+    "HopfieldStore.energy": lambda: Call(hopfield().energy, z=ok(signs(), "axis more")),
+    "HopfieldStore.recall": lambda: Call(hopfield().recall, z=signs(), n_steps=3),
+    "recover_mask": lambda: recover("straight_through"),
+    "recover_mask, projected": lambda: recover("projected"),
+    "load_supsup": saved,
+}
+ALLOWED = {}

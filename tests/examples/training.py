@@ -1,0 +1,88 @@
+import tempfile
+from pathlib import Path
+
+import torch
+from mistakes import Call, ok, words
+from torch import nn
+
+from ponderlearn import training
+
+RETURNS = "returns nothing", "returns a row less", "returns a list"
+PATH = Path(tempfile.mkdtemp()) / "state.pt"
+
+
+def batches(step, generator):
+    x = torch.randn(4, 2, generator=generator, device=generator.device)
+    return x, x.sum(1, keepdim=True)
+
+
+def loss_fn(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def fit():
+    return Call(
+        training.fit,
+        model=ok(nn.Linear(2, 1), *RETURNS),  # what comes of it is the loss function's affair,
+        loss_fn=loss_fn,
+        batches=ok(batches, *RETURNS),
+        steps=2,
+        optimizer=torch.optim.SGD,
+        lr=ok(0.1, 1.5, 10**30),
+        seed=ok(1, 0),
+        generator=torch.Generator(),
+        schedule="cosine",
+        clip=ok(1.0, 1.5, 10**30),
+        evaluate=lambda model, step: {"size": model.weight.norm()},
+        eval_every=1,
+        stop=lambda row: False,
+        bar=False,
+        device=torch.device("cpu"),
+    ).then(lambda history: [[row["loss"], row.get("size")] for row in history.rows])
+
+
+def load_checkpoint():
+    training.save_checkpoint(PATH, weight=torch.ones(3), step=2)
+    return Call(training.load_checkpoint, path=PATH, device=torch.device("cpu"))
+
+
+def save_checkpoint():
+    state = dict(weight=ok(torch.ones(3), "width"), step=2)
+    return Call(training.save_checkpoint, path=PATH, **state)
+
+
+def run(seed, width):
+    return {"score": float(seed + width)}
+
+
+def sweep():
+    return Call(
+        training.sweep,
+        run=run,
+        seeds=ok(2, "list"),
+        grid={"width": [1, 2]},
+        n_jobs=1,
+        bar=False,
+        on_error="raise",
+    ).then(lambda table: table["score"].tolist())
+
+
+EXAMPLES = {
+    "seeded": lambda: Call(
+        training.seeded, seed=ok(1, 0), step=ok(2, 0), device=torch.device("cpu")
+    ).then(lambda generator: torch.rand(3, generator=generator, device="cpu")),
+    "progress": lambda: Call(
+        training.progress,
+        total=ok(3, 0),
+        what=words("a"),
+        unit=words("run"),
+        bar=False,
+        initial=ok(1, 0),
+    ),
+    "save_checkpoint": save_checkpoint,
+    "load_checkpoint": load_checkpoint,
+    "fit": fit,
+    "sweep": sweep,
+}
+WITHOUT = {"History": "made by fit, not by hand"}
+ALLOWED = {}

@@ -1,0 +1,66 @@
+import matplotlib.pyplot as plt
+import torch
+from mistakes import Call, ok, words
+
+from ponderlearn import viz
+
+
+def axes():
+    plt.close("all")
+    return plt.figure().subplots()
+
+
+def draw(x):
+    plt.close("all")
+    fig, ax = plt.subplots(figsize=(0.3, 0.3))
+    ax.plot([0, x])
+    return fig
+
+
+ROWS = [{"name": "a", "score": 0.5}, {"name": "b", "score": 0.25}]
+EXAMPLES = {
+    "dots": lambda: Call(
+        viz.dots,
+        ax=axes(),
+        groups=ok([torch.rand(3), torch.rand(3)], "half inside"),
+        labels=["a", "b"],
+        colors=["red", "blue"],
+        paired=True,
+        horizontal=True,
+        level=0.9,
+    ),
+    "band": lambda: Call(
+        viz.band,
+        ax=axes(),
+        x=torch.arange(4.0),
+        ys=ok(torch.rand(3, 4), "int", "bool"),
+        label=words("a"),
+        color="red",
+        points=True,
+        level=0.9,
+    ),
+    "image_grid": lambda: Call(
+        viz.image_grid,
+        images=torch.rand(3, 4, 5),
+        titles=["a", "b", "c"],
+        n_columns=2,
+        vmin=ok(0.0, -1, 0),
+        vmax=ok(1.0, 1.5, 10**30),
+        cmap="gray",
+        size=ok(1.0, 1.5),
+    ).then(lambda fig: [image.get_clim() for ax in fig.axes for image in ax.images]),
+    "table": lambda: Call(
+        viz.table, rows=ok(ROWS, "entry less"), caption=words("scores"), fmt=".1f"
+    ),
+    "frames": lambda: Call(
+        viz.frames,
+        draw=draw,
+        x=ok(list(range(15)), "entry less"),
+        alt=lambda x: f"A line up to {x}.",
+        x_label=words("end"),
+        start=ok(2, 0),
+        dpi=20,
+    ),
+}
+WITHOUT = {"Table": "made by table, not by hand"}
+ALLOWED = {}

@@ -1,0 +1,139 @@
+"""Begins a chapter and checks one.
+
+    python tools/chapter.py new sam      writes the files of a chapter from its row in the catalogue
+    python tools/chapter.py check sam    export, style, a run at quick, tests and page of a notebook
+
+The new files run and pass: what stands in them is replaced bit by bit. Nothing is overwritten."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+from ponderlearn.catalogue import Chapter, chapter, notebook_path, write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = Path(__file__).with_name("templates")
+BIN = Path(sys.executable).parent
+
+
+def fill(template: str, c: Chapter) -> str:
+    "A template with its {{words}} replaced."
+    families = [name.split()[-1] for name in c.authors.split(", ")]
+    if len(families) > 3:
+        families = [f"{families[0]} and others"]
+    words = {
+        "name": c.name,
+        "title": c.title,
+        "short": c.short,
+        "claim": c.claim,
+        "credit": f"{' and '.join(families)}, {c.year}",
+        "module": c.module,
+        "package": c.module.rpartition(".")[0],
+        "exp": c.module.partition(".")[2],
+        "label": c.name.replace("_", "-"),
+    }
+    text = (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: words[found[1]], text)
+
+
+def notebook(c: Chapter) -> str:
+    "The new notebook of a chapter, as JSON."
+    cells = []
+    for part in re.split(r"(?m)^%% ", fill(c.kind, c))[1:]:
+        head, _, source = part.partition("\n")
+        kind, *tags = head.split()
+        cell = {
+            "cell_type": kind,
+            "id": uuid4().hex[:8],
+            "metadata": {"tags": tags} if tags else {},
+        }
+        cell["source"] = source.rstrip("\n").splitlines(keepends=True)
+        cells.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    metadata = {"accelerator": "GPU", "kernelspec": kernel}
+    found = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def new(c: Chapter) -> None:
+    if c.kind == "foundation":
+        sys.exit(f"{c.name} is a foundation: only papers and methods are made from a template")
+    files = {
+        notebook_path(c): notebook(c),
+        f"tests/test_{c.name}.py": fill("test", c),
+        f"tests/examples/{c.name}.py": fill("examples", c),
+        f"benchmarks/{c.name}.py": fill("benchmark", c),
+    }
+    there = [path for path in files if (ROOT / path).exists()]
+    if there:
+        sys.exit(f"nothing was written, for these exist: {', '.join(there)}")
+    for path, text in files.items():
+        write_atomic(ROOT / path, text)
+        print(path)
+    subprocess.run([BIN / "ruff", "format", "--quiet", *files], cwd=ROOT, check=True)
+    subprocess.run(["make", "--no-print-directory", "export"], cwd=ROOT, check=True)
+
+
+def step(what: str, *command, **environment) -> bool:
+    "Whether a command succeeds; its output is shown if not."
+    start = time.monotonic()
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    shown = done.stdout if done.returncode else done.stdout.strip().rpartition("\n")[2]
+    print(f"{what}: {time.monotonic() - start:.0f} s  {shown}", flush=True)
+    return done.returncode == 0
+
+
+def check(c: Chapter) -> None:
+    path = notebook_path(c)
+    files = [path, f"tests/test_{c.name}.py", f"tests/examples/{c.name}.py"]
+    files = [file for file in [*files, f"benchmarks/{c.name}.py"] if (ROOT / file).exists()]
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    select = ["-m", "not slow and not browser and not stored"]
+    first = [
+        ("layout", BIN / "ruff", "format", *files),
+        ("style", BIN / "ruff", "check", "--output-format", "concise", *files),
+        ("export", BIN / "nbdev_export"),
+        ("clean", BIN / "nbdev_clean", "--fname", path),
+    ]
+    if not all([step(*command) for command in first]):
+        sys.exit(1)
+    own = [BIN / "python", "-m", "pytest", *select, files[1]]
+    general = ["tests/test_chapters.py", "tests/test_wrong_arguments.py"]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(step, "run at quick", BIN / "python", "tools/notebooks.py", path),
+            pool.submit(step, "anatomy", *own[:-1], *general, "-k", c.name, **one),
+        ]
+        if len(files) > 1:
+            jobs.append(pool.submit(step, "tests", *own, **one))
+        if shutil.which("npm"):
+            command = ["make", "--no-print-directory", "docs"]
+            jobs.append(pool.submit(step, "page", *command, PONDERLEARN_DOCS_DRAFT="1"))
+        else:
+            print("The page was not built: it needs npm (Node.js)")
+        passed = [job.result() for job in jobs]
+    sys.exit(not all(passed))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("new", "check"):
+        sys.exit("say which chapter: make chapter NAME=sam, make check NAME=act")
+    try:
+        row = chapter(sys.argv[2])
+    except ValueError as error:
+        sys.exit(str(error))
+    {"new": new, "check": check}[sys.argv[1]](row)
