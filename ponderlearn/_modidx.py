@@ -384,6 +384,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                        'ponderlearn.catalogue.write_atomic': ( 'nbs/00_foundations/catalogue.html#write_atomic',
                                                                                'ponderlearn/catalogue.py')},
             'ponderlearn.cli': { 'ponderlearn.cli._Console': ('nbs/00_foundations/cli.html#_console', 'ponderlearn/cli.py'),
+                                 'ponderlearn.cli._Console.__init__': ( 'nbs/00_foundations/cli.html#_console.__init__',
+                                                                        'ponderlearn/cli.py'),
                                  'ponderlearn.cli._Console.on_broken_pipe': ( 'nbs/00_foundations/cli.html#_console.on_broken_pipe',
                                                                               'ponderlearn/cli.py'),
                                  'ponderlearn.cli._HandsOn': ('nbs/00_foundations/cli.html#_handson', 'ponderlearn/cli.py'),

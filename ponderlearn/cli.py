@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+# %% ../nbs/00_foundations/11_cli.ipynb #66e853b9
 import ponderlearn
 from . import catalogue, records
 from .catalogue import CATALOGUE, PARTS, settings, write_atomic
@@ -52,17 +53,19 @@ app = typer.Typer(
 
 
 class _Console(Console):
-    "A console that leaves quietly when nobody reads any more."
+    "A console for plain text that leaves quietly when nobody reads any more."
+
+    def __init__(self, **options):
+        super().__init__(markup=False, highlight=False, force_jupyter=False, **options)
 
     def on_broken_pipe(self):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
 
 
-def _console(**options):
+def _console():
     "Where the commands print: as wide as the terminal, 110 columns in a file."
-    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 110
-    return _Console(width=wide, markup=False, highlight=False, soft_wrap=False, **options)
+    return _Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 110)
 
 
 def _table(header, rows):
@@ -75,6 +78,27 @@ def _table(header, rows):
     for row in rows:
         table.add_row(*(Text(str(x)) for x in row))
     return table
+
+# %% ../nbs/00_foundations/11_cli.ipynb #188bf029
+def _names(start: str):
+    "Names of chapters for the shell's completion."
+    return [c.name for c in CATALOGUE if c.name.startswith(start)]
+
+
+def _version(wanted: bool) -> None:
+    "Print the version and leave."
+    if wanted:
+        _console().print(f"ponderlearn {ponderlearn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    pass
 
 # %% ../nbs/00_foundations/11_cli.ipynb #5c4a0a8a
 @app.command("list")
@@ -95,7 +119,7 @@ def list_chapters() -> None:
 # %% ../nbs/00_foundations/11_cli.ipynb #f5f04e55
 def _fail(message, status=1):
     "Print an error as one sentence and leave."
-    console = _Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    console = _Console(stderr=True, soft_wrap=True)
     console.print(f"error: {message}", style="red")
     raise typer.Exit(status)
 
@@ -106,27 +130,6 @@ def _find(name):
         return catalogue.chapter(name)
     except ValueError as e:
         _fail(e, 2)
-
-
-def _names(start: str):
-    "Names of chapters for the shell's completion."
-    return [c.name for c in CATALOGUE if c.name.startswith(start)]
-
-
-def _version(wanted: bool) -> None:
-    "Print the version and leave."
-    if wanted:
-        _console().print(f"ponderlearn {ponderlearn.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
-    ] = False,
-) -> None:
-    pass
 
 # %% ../nbs/00_foundations/11_cli.ipynb #83e6676d
 def _exporter():
@@ -319,7 +322,7 @@ def _scale(scale):
         _fail(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}", 2)
     return scale
 
-
+# %% ../nbs/00_foundations/11_cli.ipynb #05b37b36
 def _check_run(path, folder, name, chapter, commit, verify):
     "Leave with an error unless this run can go through."
     option = "--commit" if commit else "--verify"
@@ -369,7 +372,7 @@ def _report_error(name, folder, done):
     dead = "Dead" in type(done.error).__name__
     hint = " (a kernel that dies is often out of memory)" if dead else ""
     text = "".join(traces) or f"{type(done.error).__name__}: {done.error}{hint}"
-    stderr = _Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    stderr = _Console(stderr=True, soft_wrap=True)
     stderr.print(f"\nThe run stopped at {place}:\n", style="bold red")
     plain = text if stderr.is_terminal else re.sub(r"\x1b\[[0-9;]*m", "", text)
     stderr.print(f"{source}\n\n{plain}")

@@ -21,7 +21,7 @@ RUN = {
     "torch": "2.13.0",
     "seconds": 3.0,
     "date": "2026-11-21",
-    "sha256": "0" * 64,
+    "fingerprint": "0" * 16,
 }
 PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJ"
