@@ -172,6 +172,14 @@ def test_damaged_results_are_named(course, text):
     assert "act.json is damaged" in course("doctor", status=1)
 
 
+def test_long_claims_leave_room_for_what_was_measured(course):
+    course.store(claim="a long claim " * 12, here="difference of the accuracies 0.1")
+    assert "difference of the" in course("results")
+    rows = [["a long claim " * 12, "1", "difference of the accuracies"]]
+    cli._console().print(cli._table(["claim", "paper", "here"], rows))
+    assert "difference of the accuracies" in course.capsys.readouterr().out
+
+
 # Wrong command lines
 
 NEAR = "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"
