@@ -572,6 +572,7 @@ def test_nothing_outlives_a_run_that_is_stopped_or_killed(tmp_path):
     ]
     statuses = {"SIGTERM": 143, "SIGKILL": -9}
     options = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    options["env"] = os.environ | {"TMPDIR": str(tmp_path)}  # what is killed leaves a folder there
     started = {s: subprocess.Popen([*command, "--out", s], text=True, **options) for s in statuses}
     workers = {s: lambda s=s: list((tmp_path / s).glob("pid-*")) for s in statuses}
     for name, process in started.items():
