@@ -51,8 +51,12 @@ def _cell(self: Table, tag: str, j: int, text: str, scope: str = "", fold: str =
     side = "right" if self.numeric[j] else "left"
     scope = f' scope="{scope}"' if scope else ""
     if fold:
-        fold = f"<details><summary>rule</summary><small>{escape(fold)}</small></details>"
-    style = f"text-align:{side};padding:.25em .7em;vertical-align:top"
+        fold = (
+            '<details style="font-weight:normal"><summary>rule</summary>'
+            f"<small>{escape(fold)}</small></details>"
+        )
+    wrap = ";white-space:nowrap" if tag == "td" and self.numeric[j] else ""
+    style = f"text-align:{side};padding:.25em .7em;vertical-align:top{wrap}"
     return f'<{tag}{scope} style="{style}">{escape(text)}{fold}</{tag}>'
 
 # %% ../nbs/00_foundations/04_cards.ipynb #41804611
@@ -171,19 +175,20 @@ def bench_table(
         raise FileNotFoundError(f"{file} is missing: make bench measures it")
     found = read_json(file)
     try:
-        lines = [_speed(row, found["peer"]) for row in found["rows"]]
+        lines = [_speed(row) for row in found["rows"]]
         where = f"{found['machine']}, PyTorch {found['torch']}, {found['date']}"
+        title = f"Beside {found['peer']}: medians of interleaved runs, ratio with its 95 % interval"
     except (KeyError, TypeError) as e:
         raise ValueError(f"{file} is damaged ({e!r}); make bench measures it again") from e
-    caption = f"Medians of interleaved runs, ratio with its 95 % interval; {where}"
-    return table(lines, caption=caption, fmt={"times as fast": ".2f"})
+    return table(lines, caption=f"{title}; {where}", fmt={"times as fast": ".2f"})
 
 # %% ../nbs/00_foundations/04_cards.ipynb #29ba81e3
-def _speed(row, peer):
-    "A row of the benchmark as it is shown."
+def _speed(row):
+    "A row of the benchmark as it is shown; `beside` where a row has a peer of its own."
+    peer = {"beside": row["beside"]} if "beside" in row else {}
     return {
         "what": row["what"],
-        "beside": row.get("beside", peer),
+        **peer,
         "ours (ms)": row["ours_ms"],
         "other (ms)": row["peer_ms"],
         "times as fast": SimpleNamespace(mean=row["ratio"], low=row["low"], high=row["high"]),
@@ -244,7 +249,7 @@ def card(
     "The chapter's card: credit, what to know first, minutes, measured seconds, links, BibTeX."
     c = chapter(name)
     facts = [*(_credit(c) if c.kind == "paper" else ()), *_effort(c)]
-    style = "text-align:left;vertical-align:top;white-space:nowrap"
+    style = "text-align:left;vertical-align:top"
     rows = "".join(
         f'<tr><th scope="row" style="{style}">{escape(label)}</th>'
         f'<td style="text-align:left">{_anchor(text, url)}</td></tr>'

@@ -330,9 +330,10 @@ def record(
         None if p is None else _plain(p, "p"),
         bool(timing),
     )
-    _recorded[(_known(chapter), row.claim, row.scale, row.device)] = row
-    if os.environ.get("PONDERLEARN_RECORD"):
-        _write(chapter, Path(os.environ["PONDERLEARN_RECORD"]))
+    c = catalogue.chapter(chapter)
+    _recorded[(c.name, row.claim, row.scale, row.device)] = row
+    if c.kind == "paper" and os.environ.get("PONDERLEARN_RECORD"):
+        _write(c.name, Path(os.environ["PONDERLEARN_RECORD"]))
     return row
 
 # %% ../nbs/00_foundations/03_records.ipynb #d894429c

@@ -345,6 +345,13 @@ def test_record_writes_only_when_asked(tmp_path, monkeypatch):
     }
 
 
+def test_examples_of_foundations_and_methods_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("PONDERLEARN_RECORD", str(tmp_path))
+    for name in ("records", "sinkhorn"):
+        record(name, "an example", paper=1, here=1, rule="r", holds=True)
+        assert len(recorded(name)) == 1 and not list(tmp_path.iterdir())
+
+
 def test_rows_are_keyed_by_claim_scale_and_device(monkeypatch):
     claim(here=1.0)
     claim(here=2.0, holds=np.bool_(False))

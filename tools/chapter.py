@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 
 def fill(template: str, c: Chapter) -> str:
     "A template with its {{words}} replaced."
-    families = [name.split()[-1] for name in c.authors.split(", ")]
+    families = [name.split()[-1] for name in c.authors.split(", ") if name]
     if len(families) > 3:
         families = [f"{families[0]} and others"]
     words = {
@@ -57,7 +57,8 @@ def notebook(c: Chapter) -> str:
         cell["source"] = source.rstrip("\n").splitlines(keepends=True)
         cells.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    metadata = {"accelerator": "GPU", "kernelspec": kernel}
+    language = {"file_extension": ".py", "name": "python"}
+    metadata = {"accelerator": "GPU", "kernelspec": kernel, "language_info": language}
     found = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
@@ -77,8 +78,9 @@ def new(c: Chapter) -> None:
     for path, text in files.items():
         write_atomic(ROOT / path, text)
         print(path)
-    subprocess.run([BIN / "ruff", "format", "--quiet", *files], cwd=ROOT, check=True)
-    subprocess.run(["make", "--no-print-directory", "export"], cwd=ROOT, check=True)
+    clean = ["nbdev_clean", "--fname", notebook_path(c)]
+    for command, *rest in (["ruff", "format", "--quiet", *files], ["nbdev_export"], clean):
+        subprocess.run([BIN / command, *rest], cwd=ROOT, check=True)
 
 
 def step(what: str, *command, **environment) -> bool:
@@ -99,33 +101,31 @@ def step(what: str, *command, **environment) -> bool:
 
 def check(c: Chapter) -> None:
     path = notebook_path(c)
-    files = [path, f"tests/test_{c.name}.py", f"tests/examples/{c.name}.py"]
-    files = [file for file in [*files, f"benchmarks/{c.name}.py"] if (ROOT / file).exists()]
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    select = ["-m", "not slow and not browser and not stored"]
+    names = "tests/test_{}.py", "tests/examples/{}.py", "benchmarks/{}.py"
+    files = [file for name in names if (ROOT / (file := name.format(c.name))).exists()]
     first = [
-        ("layout", BIN / "ruff", "format", *files),
-        ("style", BIN / "ruff", "check", "--output-format", "concise", *files),
+        ("layout", BIN / "ruff", "format", path, *files),
+        ("style", BIN / "ruff", "check", "--output-format", "concise", path, *files),
         ("export", BIN / "nbdev_export"),
         ("clean", BIN / "nbdev_clean", "--fname", path),
     ]
     if not all([step(*command) for command in first]):
         sys.exit(1)
-    own = [BIN / "python", "-m", "pytest", *select, files[1]]
-    general = ["tests/test_chapters.py", "tests/test_wrong_arguments.py"]
+    tests = [file for file in files if "/test_" in file]
+    tests += ["tests/test_chapters.py", "tests/test_wrong_arguments.py"]
+    select = ["-m", "not slow and not browser and not stored"]
+    select += ["-k", f"{c.name} and not test_notebook_is_clean"]
+    jobs = [
+        ("run at quick", BIN / "python", "tools/notebooks.py", path),
+        ("tests", BIN / "python", "-m", "pytest", *select, *tests),
+        ("page", "make", "--no-print-directory", "docs"),
+    ]
+    if not shutil.which("npm"):
+        print(f"{jobs.pop()[0]}: not built, it needs npm (Node.js)")
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    environment["PONDERLEARN_DOCS_DRAFT"] = "1"
     with ThreadPoolExecutor(2) as pool:
-        jobs = [
-            pool.submit(step, "run at quick", BIN / "python", "tools/notebooks.py", path),
-            pool.submit(step, "anatomy", *own[:-1], *general, "-k", c.name, **one),
-        ]
-        if len(files) > 1:
-            jobs.append(pool.submit(step, "tests", *own, **one))
-        if shutil.which("npm"):
-            command = ["make", "--no-print-directory", "docs"]
-            jobs.append(pool.submit(step, "page", *command, PONDERLEARN_DOCS_DRAFT="1"))
-        else:
-            print("The page was not built: it needs npm (Node.js)")
-        passed = [job.result() for job in jobs]
+        passed = list(pool.map(lambda job: step(*job, **environment), jobs))
     sys.exit(not all(passed))
 
 

@@ -21,7 +21,7 @@ RUN = {
     "torch": "2.13.0",
     "seconds": 3.0,
     "date": "2026-11-21",
-    "sha256": "0" * 64,
+    "fingerprint": "0" * 16,
 }
 PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJ"
@@ -234,6 +234,18 @@ def test_names_in_backticks_become_links():
         "{py:obj}`write_atomic <ponderlearn.catalogue.write_atomic>` and `no_such_name`"
     )
     assert nb.cells[1].source.endswith("```\n`write_atomic`\n```")
+
+
+def test_names_of_other_modules_lead_to_their_own_entries():
+    import api  # docs/_ext, see conftest.py
+
+    page = lambda path: api.page(TOP / "nbs" / "00_foundations" / path, TOP)
+    _, _, entries, text = page("01_course.ipynb")
+    assert not entries and "{py:obj}`card <ponderlearn.cards.card>`" in text
+    _, _, entries, text = page("10_viz.ipynb")
+    names = {e.name for e in entries}
+    assert {"PALETTE", "BLUE", "frames"} <= names and "table" not in names
+    assert "{py:obj}`table <ponderlearn.cards.table>`" in text
 
 
 def test_notation_names_exist():
