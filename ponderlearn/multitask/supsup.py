@@ -188,6 +188,7 @@ def coded_bytes(
     return math.ceil(n * (1 if coding == "bits" else entropy) / 8 - 1e-9)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #da73dd4c
+#| code-fold: true
 def _as_tensor(facts: dict, device) -> Tensor:
     "Facts as the bytes of JSON text, uint8: so a state_dict holds tensors only."
     return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8, device=device)
@@ -494,6 +495,7 @@ def _project_rows(self: MaskStore, vec: Tensor, bits: Tensor) -> Tensor:
     return torch.cat([vec.new_zeros(len(vec), 0), *(vec @ p.to(vec.dtype).T for p in parts)], 1)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #19d4be60
+#| code-fold: true
 @patch
 def _take(self: MaskStore, bits: Tensor) -> None:
     "These masks in place of the present ones."
@@ -551,7 +553,8 @@ class SupSup(nn.Module):
 
     `net(x)` uses the mask in training, `net(x, task=0)` a stored one. A task is learned in this
     order: `new_task`, an optimizer of `net.scores`, updates, `commit` (or `abandon`). ValueError if
-    `base` has no Linear or Conv layer, has trainable biases or norm parameters, or tracks statistics.
+    `base` has no Linear or Conv layer, has trainable biases or norm parameters, or tracks
+    statistics.
 
     ```python
     import torch
@@ -804,6 +807,7 @@ def task_state_dict(
     return plain.state_dict()
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #c41e8b5d
+#| code-fold: true
 @patch
 def get_extra_state(self: SupSup) -> Tensor:
     "Seed, kind of mask and numbers of outputs, for the state_dict."
@@ -880,7 +884,7 @@ def _mixed(net: SupSup, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
         mixture = net.store.mean(weights.dtype) if alpha is None else net.store.mix(alpha)
     return weights, weights * mixture.to(weights.dtype)
 
-
+# %% ../../nbs/07_multitask/01_supsup.ipynb #72e5c0d3
 def alpha_gradient(
     net: SupSup,  # with k >= 1 tasks learned
     x: Tensor,  # (B, ...), images of one task
@@ -1108,7 +1112,8 @@ def score_tasks(
     scores = torch.tensor(each, dtype=torch.float64, device="cpu")
     return TaskScores(sum(each) / len(each), forgetting, scores)
 
-
+# %% ../../nbs/07_multitask/01_supsup.ipynb #be31f7a8
+#| code-fold: true
 def _accuracy(net: Callable, i: int, task: tuple, size: int) -> float:
     "The share of right answers in one task."
     check(len(task) == 2, f"tasks[{i}]", "be a pair (x, labels)", task)
@@ -1242,6 +1247,28 @@ def _projected_slope(
     parts = F.normalize(entropy, dim=0), F.normalize(-store.field(r), dim=0)
     return store.d**0.5 * ((1 - share) * parts[0] + gamma * share * parts[1])
 
+# %% ../../nbs/07_multitask/01_supsup.ipynb #0d8c7be1
+#| code-fold: true
+def _descent(gamma: float, lr: float, momentum: float) -> tuple[float, float, float]:
+    "The numbers of the descent, checked."
+    return (
+        check_number(gamma, "gamma", low=0),
+        check_number(lr, "lr", low=0, open_low=True),
+        check_number(momentum, "momentum", low=0, high=1, open_high=True),
+    )
+
+
+def _check_stores(stores: Sequence, batches: Sequence) -> None:
+    "Stores with patterns, and at least one batch."
+    for name, x in (("stores", stores), ("batches", batches)):
+        ok = hasattr(x, "__len__") and not isinstance(x, (str, dict))
+        check(ok, name, "be a sequence", describe(x), TypeError)
+        check(len(x) > 0, name, "hold at least one", "none")
+    for i, store in enumerate(stores):
+        name = f"stores[{i}]"
+        check(isinstance(store, HopfieldStore), name, "be a HopfieldStore", store, TypeError)
+        check(int(store.count) > 0, name, "hold at least one pattern", "none", RuntimeError)
+
 # %% ../../nbs/07_multitask/01_supsup.ipynb #94d52741
 def recover_mask(
     entropy_fn: Callable,  # (masks, batch) -> scalar; masks: one float (d,) a store, in 0 .. 1
@@ -1288,28 +1315,8 @@ def recover_mask(
                 r.data.clamp_(-1, 1)
     return [r.detach() >= 0 for r in scores]
 
-
-def _descent(gamma: float, lr: float, momentum: float) -> tuple[float, float, float]:
-    "The numbers of the descent, checked."
-    return (
-        check_number(gamma, "gamma", low=0),
-        check_number(lr, "lr", low=0, open_low=True),
-        check_number(momentum, "momentum", low=0, high=1, open_high=True),
-    )
-
-
-def _check_stores(stores: Sequence, batches: Sequence) -> None:
-    "Stores with patterns, and at least one batch."
-    for name, x in (("stores", stores), ("batches", batches)):
-        ok = hasattr(x, "__len__") and not isinstance(x, (str, dict))
-        check(ok, name, "be a sequence", describe(x), TypeError)
-        check(len(x) > 0, name, "hold at least one", "none")
-    for i, store in enumerate(stores):
-        name = f"stores[{i}]"
-        check(isinstance(store, HopfieldStore), name, "be a HopfieldStore", store, TypeError)
-        check(int(store.count) > 0, name, "hold at least one pattern", "none", RuntimeError)
-
 # %% ../../nbs/07_multitask/01_supsup.ipynb #69ca15f2
+#| code-fold: true
 _MAGIC = b"ponderlearn SupSup 2\n"
 
 
@@ -1375,6 +1382,7 @@ def _file(path: str | Path) -> Path:
     return Path(path)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #5bb403f5
+#| code-fold: true
 def load_supsup(
     path: str | Path,  # file that `SupSup.save` wrote
     base: nn.Module,  # a network of the same form; its weights do not matter
@@ -1419,6 +1427,7 @@ def _read(file: Path) -> tuple[dict, bytes]:
     return json.loads(head), rest
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #80e3c6b2
+#| code-fold: true
 def _same_shapes(name: str, shapes: dict, here: dict) -> None:
     "ValueError that names the first weight in which the file and the network differ."
     shapes = {weight: tuple(shape) for weight, shape in shapes.items()}
