@@ -167,10 +167,10 @@ def unpack_bits(
 
 def coded_bytes(
     mask: Tensor,  # bool or 0/1, any shape
-    coding: str = "bits",  # one bit a weight, or "entropy": bound for independent bits,
-    # or "index16": 2 bytes a one
+    coding: str = "bits",  # "bits"; "entropy": bound for independent bits; "index16": 2 bytes a one
 ) -> int:
-    """Bytes that `mask` takes under a coding: the mask alone, since the weights are a seed.
+    """Bytes that `mask` takes under a coding, "bits" being one a weight. The mask alone counts, since
+    the weights are a seed.
 
     ValueError for an unknown coding, or values other than 0 and 1.
 
@@ -958,14 +958,15 @@ def superfluous_objective(
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #b11cf0ae
 class TaskInference(NamedTuple):
-    "The task found, how far it stands out, and what the decision was based on."
+    """The task found, how far it stands out, and what the decision was based on.
+
+    The margin (supsup-margin) is that of the least entry of `gradient`, in standard deviations of
+    the others; below 3 the answer is a guess, whatever the score (supsup-new)."""
 
     task: int  # number of the mask; -1 if no known task fits
-    score: float  # k max softmax(-gradient), in 1 .. k (supsup-new); NaN where it means nothing:
-    # with one mask, and with "exhaustive"
+    score: float  # k max softmax(-gradient), in 1 .. k; NaN with one mask, and with "exhaustive"
     gradient: Tensor  # (k,): gradient at the equal mixture; with "exhaustive" each mask's value
-    margin: float  # from the least entry of `gradient` to the mean of the others, in their standard
-    # deviations (supsup-margin); below 3 the answer is a guess; NaN with fewer than 3 masks
+    margin: float  # how far the answer stands from the others; NaN with fewer than 3 masks
 
 
 def _margin(slope: Tensor) -> float:
