@@ -547,6 +547,17 @@ def _masked_shapes(base: nn.Module, allow_extra: bool) -> dict[str, tuple[int, .
     check(allow_extra or not extra, "base", words, ", ".join(extra))
     return {name: tuple(known[name].shape) for name in names}
 
+
+def _places(base: nn.Module, fixed: dict[str, Tensor]) -> dict[str, str]:
+    "Every place where a masked weight is used, layers that share one among them -> its name."
+    names = {id(weight): name for name, weight in fixed.items()}
+    return {
+        f"{m}.{key}".lstrip("."): names[id(weight)]
+        for m, part in base.named_modules()
+        for key, weight in part.named_parameters(recurse=False)
+        if id(weight) in names
+    }
+
 # %% ../../nbs/07_multitask/01_supsup.ipynb #d86f3e19
 class SupSup(nn.Module):
     """A network with fixed random weights and one binary mask a task (supsup-mask).
@@ -590,13 +601,11 @@ class SupSup(nn.Module):
         self.seed, self.n_outputs = check_int(seed, "seed", low=0), {}
         self.base = copy.deepcopy(base).requires_grad_(False)
         shapes = _masked_shapes(self.base, allow_extra)
-        self.tied = len(list(self.base.named_parameters(remove_duplicate=False))) > len(
-            list(self.base.parameters())
-        )
         fixed = [self.base.get_parameter(name) for name in shapes]
         generator = torch.Generator().manual_seed(self.seed)
         for weight in [] if keep_weights else fixed:
             signed_constant_(weight, generator=generator)
+        self.places = _places(self.base, dict(zip(shapes, fixed, strict=True)))
         self.store = MaskStore(shapes, device=fixed[0].device)
         self.register_parameter("scores", None)
 
@@ -730,8 +739,9 @@ def _fixed(self: SupSup) -> dict[str, Tensor]:
 def _call(self: SupSup, weights: dict[str, Tensor], x: Tensor) -> Tensor:
     "The network's output with these weights; an error names `x` where it does not fit."
     check_tensor(x, "x", like=next(iter(weights.values())))
+    used = {place: weights[name] for place, name in self.places.items()}
     try:
-        y = functional_call(self.base, weights, (x,), tie_weights=self.tied)
+        y = functional_call(self.base, used, (x,), tie_weights=False)
     except (RuntimeError, IndexError) as e:
         if type(e) not in (RuntimeError, IndexError):
             raise  # out of memory, not a wrong shape
