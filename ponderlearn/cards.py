@@ -15,7 +15,6 @@ from fastcore.basics import patch
 from . import catalogue
 from .catalogue import _row, _typed, chapter, links, read_json
 from ponderlearn.records import (
-
     _is_interval,
     _python,
     expected,
@@ -119,7 +118,9 @@ def table(
     if not lines or not columns:
         raise ValueError(f"rows must hold at least one row and one column, got {rows!r}")
     if fmt is not None and not callable(fmt):
-        _typed(fmt, (str, Mapping), "fmt", "be a format such as '.2f', a function, or a dict of them")
+        _typed(
+            fmt, (str, Mapping), "fmt", "be a format such as '.2f', a function, or a dict of them"
+        )
     unknown = [c for c in fmt if c not in columns] if isinstance(fmt, Mapping) else []
     if unknown:
         names = ", ".join(map(str, columns))

@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import json
 import math
-import os
+
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -31,8 +31,8 @@ from ponderlearn._check import (
     check_choice,
     check_int,
     check_number,
+    check_path,
     check_tensor,
-    describe,
     need,
 )
 from ._nested import SequenceBatch as SequenceBatch
@@ -182,12 +182,6 @@ def _mnist_5000() -> tuple[Tensor, Tensor]:
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].long()
 
 # %% ../nbs/00_foundations/07_data.ipynb #50ae05a8
-def _path(path, argument: str = "path") -> Path:
-    "`path` as a Path; TypeError if it is none."
-    check(isinstance(path, (str, os.PathLike)), argument, "be a path", describe(path), TypeError)
-    return Path(path)
-
-
 def _unpack(path: Path, limit: int) -> bytes:
     "The bytes of a plain or gzipped file; ValueError names it if it is broken or over `limit`."
     size = path.stat().st_size
@@ -209,7 +203,7 @@ def read_idx(
     limit: int = 64_000_000,  # most bytes that it may hold, unpacked
 ) -> Tensor:
     "The uint8 tensor in an IDX file; ValueError names a file that is none, cut off or too large."
-    path = _path(path)
+    path = check_path(path)
     return _parse_idx(_unpack(path, check_int(limit, "limit", low=4)), path.name)
 
 
@@ -290,7 +284,7 @@ def mnist(
         x, y = _mnist_5000()
         index = [_mixed(i) for i in stratified_split(y, (500, 1000))]
     else:
-        folder = _path(folder, "folder")
+        folder = check_path(folder, "folder")
         x, y = _mnist_pair(folder, "train", checksum)
         x_test, y_test = _mnist_pair(folder, "t10k", checksum)
         check(len(y) > 1, "folder", "hold at least 2 training images, to split them", "1")
@@ -452,7 +446,7 @@ def read_off(
     """Vertices, float32 (V, 3), and triangles, int64 (F, 3), of a mesh; larger faces are cut.
 
     ValueError names the file if it is no such mesh."""
-    path = _path(path)
+    path = check_path(path)
     words = _unpack(path, check_int(limit, "limit", low=4)).decode("ascii", "replace").split()
     first = words[0] if words else ""
     check(first.startswith("OFF"), path.name, "begin with OFF", repr(first[:20]))
@@ -579,7 +573,7 @@ def point_clouds(
         return Clouds(
             *parts, _SHAPES, "eight shapes, made by ponderlearn.data.point_clouds", "Apache-2.0"
         )
-    folder = _path(folder, "folder")
+    folder = check_path(folder, "folder")
     names = tuple(sorted(p.parent.name for p in folder.glob("*/train") if p.is_dir()))
     if not names:
         wanted = "hold one folder a class with train and test inside"

@@ -10,7 +10,7 @@ __all__ = ['SCALES', 'HOLDS', 'scale', 'by_scale', 'device', 'number', 'Rule', '
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from html import escape
 from numbers import Integral, Real
 from operator import index
@@ -294,7 +294,8 @@ def _span(interval):
     "`interval` as two ordered floats, or None."
     if interval is None:
         return None
-    _typed(None if isinstance(interval, str) else interval, Iterable, "interval", "be (low, high)")
+    if isinstance(interval, str) or not hasattr(interval, "__iter__"):
+        raise TypeError(f"interval must be (low, high), got {type(interval).__name__}")
     ends = tuple(_plain(x, "interval") for x in interval)
     if len(ends) != 2 or any(isinstance(x, str) for x in ends) or ends[0] > ends[1]:
         raise ValueError(f"interval must be (low, high), got {ends}")

@@ -14,7 +14,9 @@ EXAMPLES = {
         cards.table, rows=ok(ROWS, "entry less"), caption=words("scores"), fmt=".3f"
     ),
     "table, a format a column": lambda: Call(
-        cards.table, rows=ok(ROWS, "entry less"), fmt=ok({"loss": ".3f"}, "empty", "None inside", "text")
+        cards.table,
+        rows=ok(ROWS, "entry less"),
+        fmt=ok({"loss": ".3f"}, "empty", "None inside", "text"),
     ),
     "rules_table": by_name(cards.rules_table),
     "claims_table": by_name(cards.claims_table),

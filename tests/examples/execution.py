@@ -12,9 +12,13 @@ def same_name(module):
 
 EXAMPLES = {
     "fingerprint": lambda: Call(execution.fingerprint, notebook=NB),
-    "module_fingerprint": lambda: Call(execution.module_fingerprint, name=ok("records", "misspelt")),
+    "module_fingerprint": lambda: Call(
+        execution.module_fingerprint, name=ok("records", "misspelt")
+    ),
     "changed": lambda: Call(execution.changed, name="act"),
-    "need": lambda: Call(execution.need, module=ok("json", "misspelt"), extra=words("lab")).then(same_name),
+    "need": lambda: Call(execution.need, module=ok("json", "misspelt"), extra=words("lab")).then(
+        same_name
+    ),
     "read_notebook": lambda: Call(execution.read_notebook, path=NOTEBOOK),
 }
 HANDED_ON = "takes what execute returns, not what one types"

@@ -28,7 +28,7 @@ def fit():
         batches=ok(batches, *RETURNS),
         steps=2,
         optimizer=torch.optim.SGD,
-        lr=ok(0.1, 1.5, 10**30),
+        lr=ok(0.1, 0, 1.5, 10**30),
         seed=ok(1, 0),
         schedule="cosine",
         clip=ok(1.0, 1.5, 10**30),
@@ -57,7 +57,7 @@ def run(seed, width):
 def sweep():
     return Call(
         training.sweep,
-        run=run,
+        run=ok(run, "returns nothing"),
         seeds=ok(2, "list"),
         grid={"width": [1, 2]},
         n_jobs=1,
@@ -93,7 +93,7 @@ EXAMPLES = {
     "load_checkpoint": load_checkpoint,
     "fit": fit,
     "sweep": sweep,
-    "rows_of": lambda: Call(training.rows_of, table=table(), width=ok(2, 1)).then(scores),
+    "rows_of": lambda: Call(training.rows_of, table=table(), width=ok(2, 1, True)).then(scores),
     "curves": lambda: Call(
         training.curves, histories=ok([history(), history()], "entry less"), column="loss"
     ),
