@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['describe', 'check', 'check_int', 'check_number', 'check_choice', 'check_sizes', 'check_bool', 'check_generator',
-           'check_dtype', 'check_device', 'check_tensor', 'check_input', 'check_callable', 'check_returns', 'need']
+           'check_dtype', 'check_device', 'check_path', 'check_tensor', 'check_input', 'check_callable',
+           'check_returns', 'need']
 
 # %% ../nbs/00_foundations/05_check.ipynb #068d2011
 import math
+import os
 from collections.abc import Iterable
 from importlib import import_module
 from operator import index
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -162,6 +165,16 @@ def check_device(
             torch.device(device)
         except RuntimeError:
             check(False, argument, "be a device or its name", describe(device))
+
+
+def check_path(
+    path,  # a text or a path object
+    argument: str = "path",  # its name
+) -> Path:
+    "The path of a file or folder; TypeError for anything else."
+    ok = isinstance(path, (str, os.PathLike))
+    check(ok, argument, "be a path", describe(path), TypeError)
+    return Path(path)
 
 # %% ../nbs/00_foundations/05_check.ipynb #710c7889
 def check_tensor(
