@@ -700,6 +700,7 @@ def learn(cell, seed, steps=600):
     ).double().mean().item(), final.steps.double().mean().item()
 
 
+@pytest.mark.slow
 def test_parity_is_learned():
     gains = []
     for seed in (

@@ -763,9 +763,12 @@ def test_the_same_machine_is_known_whole():
 
 def test_verify_stores_what_is_equal_and_nothing_else(course, done, ran):
     pytest.importorskip("nbdev")
-    assert "must have a committed run at full on cpu, got none" in course(
-        "run", "act", "--verify", status=1
-    )
+    shown = course("run", "act", "--verify", status=1)
+    assert "act has no committed run at full that --verify could compare with" in shown
+    store_results("act", ran.run | {"device": "cuda"}, [])
+    shown = course("run", "act", "--verify", status=1)
+    assert "act must have a committed run at full on cpu, got none" in shown
+    (course.root / "results" / "act.json").unlink()
     stored = ran.claims[0] | {"here": 6 + 1e-7, "rule": "the same"}
     store_results("act", ran.run | {"seconds": 0.5, "fingerprint": "old"}, [stored])
     shown = course("run", "act", "--verify")
