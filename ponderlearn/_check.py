@@ -196,8 +196,8 @@ def check_tensor(
         names, ends = (shape[1:], x.shape[x.ndim - len(shape) + 1 :]) if free else (shape, x.shape)
         check(len(names) == len(ends) and x.ndim >= len(names), argument, f"have shape {wanted}", x)
         for name, size in zip(names, ends, strict=True):
-            known = name if isinstance(name, int) else sizes.setdefault(name, size)
-            where = "" if isinstance(name, int) else f" with {name} = {known}"
+            known = sizes.setdefault(name, size) if isinstance(name, str) else name
+            where = f" with {name} = {known}" if isinstance(name, str) else ""
             check(size == known, argument, f"have shape {wanted}{where}", x)
     check(not nonempty or x.numel() > 0, argument, "not be empty", x)
     if like is not None:

@@ -20,6 +20,18 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ponderlearn._nested import (
+    align,
+    at_least_float32,
+    draw,
+    leaves,
+    n_rows,
+    reduce,
+    take_rows,
+    tree_map,
+)
+
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #aa10c110
 from ponderlearn._check import (
     check,
     check_bool,
@@ -34,16 +46,6 @@ from ponderlearn._check import (
     check_returns,
     check_sizes,
     check_tensor,
-)
-from ponderlearn._nested import (
-    align,
-    at_least_float32,
-    draw,
-    leaves,
-    n_rows,
-    reduce,
-    take_rows,
-    tree_map,
 )
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #8ce45c80
@@ -497,7 +499,7 @@ def _checked(output, logit, rows: int) -> tuple:
     "A step's output and halting logit of shape (B,), or an error that says what was wanted."
     _check_rows(output, "the output of step", rows)
     check_tensor(logit, "the halt_logit of step", kind="float")
-    whole = logit.shape in ((rows,), (rows, 1))
+    whole = logit.ndim in (1, 2) and logit.shape[0] == rows == logit.numel()
     check(whole, "the halt_logit of step", "have shape (B,) or (B, 1)", logit)
     return output, logit.view(rows)
 
@@ -820,7 +822,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) 
     "Attention (B, ..., L, E) to the tokens that are real; zeros where none is."
     if key_mask is None:
         return F.scaled_dot_product_attention(query, key, value)
-    mask = key_mask.view(key_mask.shape[0], *[1] * (query.ndim - 2), -1)
+    mask = key_mask[:, None, None] if query.ndim == 4 else key_mask[:, None]
     some = mask.any(-1, keepdim=True)
     read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask | ~some)
     return torch.where(some, read, 0)
