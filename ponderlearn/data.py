@@ -393,7 +393,10 @@ def _shape(name: str, n: int, n_points: int, rng: np.random.RandomState) -> np.n
     "`n` clouds of `n_points` points of one kind, (n, n_points, 3), inside the cube from -1 to 1."
     u, v, w = rng.uniform(-1, 1, (3, n, n_points))
     a = np.pi * u
-    circle = lambda r, z: np.stack([r * np.cos(a), r * np.sin(a), z], -1)
+
+    def circle(r, z):
+        return np.stack([r * np.cos(a), r * np.sin(a), z], -1)
+
     if name in ("sphere", "ball"):
         r = np.cbrt(np.abs(w)) if name == "ball" else np.ones_like(w)
         return circle(r * np.sqrt(1 - v**2), r * v)

@@ -264,6 +264,13 @@ def _attempt(client, finish, environment):
         return e
     return None
 
+# %% ../nbs/00_foundations/12_execution.ipynb #73ca4366
+def processor() -> str:
+    "Name of the processor."
+    lines = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    found = re.search(r"model name\s*: (.+)", lines)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
 # %% ../nbs/00_foundations/12_execution.ipynb #9f1d4dfd
 def _facts(client, begin):
     "Where a run comes from that began at the time `begin`."
@@ -296,13 +303,6 @@ if "torch" in _sys.modules:
         _all["processor"] = _torch.cuda.get_device_name()
 print("\\nponderlearn: " + _json.dumps(_all))
 """
-
-
-def processor() -> str:
-    "Name of the processor."
-    lines = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    found = re.search(r"model name\s*: (.+)", lines)
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 # %% ../nbs/00_foundations/12_execution.ipynb #622e4813
 def store_results(

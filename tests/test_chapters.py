@@ -65,7 +65,6 @@ LIMIT = Size(0, 750, 350, 30, 8, 500, 75)
 
 # Notebooks over a limit, with what each may have at most. To be emptied; nothing is to be added.
 LONG = {
-    "before_you_start": Size(0, 750, 489, 30),
     "act": Size(42, 913, 446, 46, 15, 1135, 120),
     "pondernet": Size(0, 960, 402, 30, 13, 912, 135),
     "sire": Size(41, 988, 396, 66, 20, 1680, 160),
