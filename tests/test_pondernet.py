@@ -1,6 +1,9 @@
 """PonderNet: hand cases, extreme logits, torch.distributions, early exit, messages, learning."""
 
+import functools
+import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -794,3 +797,35 @@ def test_trained_miniature():
         optimizer.step()
     steps = pn.expected_steps(net(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).log_p)
     assert steps[1] - steps[0] > 1.5 and abs(steps[0] - 2) < 0.3
+
+
+# --- the API page
+
+
+def examples(o):
+    "The examples in a docstring."
+    return re.findall(r"```python\n(.*?)```", inspect.cleandoc(o.__doc__), re.DOTALL)
+
+
+DOCUMENTED = [name for name in pn.__all__ if callable(getattr(pn, name))]
+DOCUMENTED += ["PonderNet.forward", "PonderNet.predict"]
+NO_EQUATION = {"step_losses", "prediction_entropy"}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_examples_run(name):
+    o = functools.reduce(getattr, name.split("."), pn)
+    (example,) = examples(o)
+    lines = [line for line in example.splitlines() if line.strip()]
+    assert len(lines) >= (9 if isinstance(o, type) and issubclass(o, nn.Module) else 2)
+    torch.manual_seed(0)
+    exec(example, dict(vars(pn)))
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_docstrings_name_equations_and_errors(name):
+    o = functools.reduce(getattr, name.split("."), pn)
+    about_data = re.search("stor|Stor|Associative|associative|tell", name)
+    result = isinstance(o, type) and issubclass(o, tuple)
+    assert about_data or name in NO_EQUATION or re.search(r"eq\. \(\d\)", o.__doc__)
+    assert result or re.search("(Type|Value|Index)Error", o.__doc__)

@@ -212,7 +212,13 @@ def halting_kl(
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #aa10c101
 class Pondered(NamedTuple):
-    "What `PonderNet.forward` returns: all N steps."
+    """What `PonderNet.forward` returns: all N steps of eq. (8).
+
+    ```python
+    pondered = PonderNet(MLPStep(5, 16, 3), n_steps=4)(torch.randn(8, 5))
+    pondered.outputs.shape, pondered.logits.shape  # (4, 8, 3) and (4, 8)
+    ```
+    """
 
     outputs: Tensor  # prediction of each step (N, B, ...), or a tuple, list or dict of them
     logits: Tensor  # halting logits (N, B)
@@ -241,7 +247,13 @@ def _prior_like(log_p: Tensor, lambda_p: float, truncation: str) -> Tensor:
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #ef9f1d83
 class PonderLoss(NamedTuple):
-    "What `ponder_loss` returns; scalars, or shape (...) each with reduction 'none'."
+    """What `ponder_loss` returns, eq. (5); scalars, or shape (...) each with reduction 'none'.
+
+    ```python
+    result = ponder_loss(torch.rand(3, 5), torch.zeros(3, 5))
+    result.loss - result.reconstruction  # beta times result.kl
+    ```
+    """
 
     loss: Tensor  # reconstruction + beta * kl
     reconstruction: Tensor  # expected loss over the halting step
@@ -559,7 +571,16 @@ def forward(
     x,  # input: a tensor (B, ...) or nested tuples, lists, dicts of tensors
     state=None,  # first state; None asks `init_state`
 ) -> Pondered:
-    "All N steps, none halted: predictions, halting logits, log-probabilities of halting, state."
+    """All N steps of eq. (8), none halted: predictions, halting logits, log-probabilities, state.
+
+    TypeError or ValueError for x or a state that holds no tensors with B rows, and for what the
+    step returns without them.
+
+    ```python
+    pondered = PonderNet(GRUStep(8, 64, 3), n_steps=14)(torch.randn(32, 8))
+    pondered.log_p.exp().sum(0)  # 1 for each of the 32 inputs
+    ```
+    """
     rows = n_rows(x)
     outputs, logits, state = self._steps(*self._start(x, state, rows), self.n_steps, rows)
     log_p = halting_log_probs(logits, truncation=self.truncation)
@@ -682,6 +703,16 @@ def _gru_update(gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Ten
     return torch.lerp(torch.tanh(torch.addcmul(new, reset, own_new)), h, keep)
 
 
+def _gru_plain(
+    gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor, n_steps: int
+) -> Tensor:
+    "All states (N, B, H) of a GRU cell with a constant input, update by update."
+    states = []
+    for _ in range(n_steps):
+        states.append(h := _gru_update(gates, new, h, weight, bias))
+    return torch.stack(states)
+
+
 @patch
 def advance(self: GRUStep, x: tuple[Tensor, ...], state=None):
     "One update of the cell from the encoded input, eq. (8); an LSTM's state is the pair (h, c)."
@@ -755,16 +786,6 @@ def _gru_backward(
     return grad_flow[:, : 2 * size], grad_new, g, grad_weight, grad_flow.sum(0)
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #2dd2d435
-def _gru_plain(
-    gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor, n_steps: int
-) -> Tensor:
-    "All states (N, B, H) of a GRU cell with a constant input, update by update."
-    states = []
-    for _ in range(n_steps):
-        states.append(h := _gru_update(gates, new, h, weight, bias))
-    return torch.stack(states)
-
-
 class _GRUUnroll(torch.autograd.Function):
     "`_gru_plain` with the gradient of the whole loop written out."
 
@@ -1028,7 +1049,13 @@ def halting_steps(
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #585955aa
 class Prediction(NamedTuple):
-    "What `PonderNet.predict` returns."
+    """What `PonderNet.predict` returns, by the rule of eq. (9) or by chance.
+
+    ```python
+    prediction = PonderNet(MLPStep(5, 16, 3), n_steps=4).predict(torch.randn(8, 5))
+    prediction.output.shape, prediction.steps  # (8, 3), and eight numbers in 1..4
+    ```
+    """
 
     output: Tensor  # the prediction at the halting step (B, ...), or a tuple, list or dict of them
     steps: Tensor  # the halting step, int64 (B,), counted from 1
@@ -1163,7 +1190,13 @@ class PonderOutput(nn.Module):
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #84068948
 class Stories(NamedTuple):
-    "A batch of stories, each with one question, as small integers."
+    """A batch of stories, each with one question, as small integers.
+
+    ```python
+    batch = stories(8)
+    batch.tokens.shape, batch.y.shape  # (8, 7, 4) and (8,)
+    ```
+    """
 
     tokens: Tensor  # (B, T + 1, 4) int64: kind, person, argument, time; the question is the last
     y: Tensor  # (B,) int64: the room asked for
@@ -1251,7 +1284,8 @@ def tell(
     there.
 
     ```python
-    tell(stories(4), index=2)
+    batch = stories(4)
+    tell(batch, index=2)
     ```
     """
     check(isinstance(batch, Stories), "batch", "be Stories", batch, TypeError)
@@ -1316,7 +1350,13 @@ class StoryEmbedding(nn.Module):
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #5c797e25
 class AssociativePairs(NamedTuple):
-    "A batch of paired associative inference: chains of which only neighboring pairs are seen."
+    """A batch of paired associative inference: chains of which only neighboring pairs are seen.
+
+    ```python
+    batch = associative_pairs(8)
+    batch.cue.shape, batch.options.shape  # (8, 32) and (8, 2, 32)
+    ```
+    """
 
     pairs: Tensor  # (B, P, 2, dim) float32: the pairs seen, in random order, either way round
     cue: Tensor  # (B, dim): first item of a chain
