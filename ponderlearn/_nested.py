@@ -35,6 +35,8 @@ def leaves(
     argument: str = "state",  # its name in an error message
 ) -> list[Tensor]:
     "The tensors of `tree`, in order; TypeError if it holds none."
+    if isinstance(tree, Tensor):
+        return [tree]
     found = [leaf for leaf in _flatten(tree, argument)[0] if isinstance(leaf, Tensor)]
     check(bool(found), argument, _TREE, tree, TypeError)
     return found

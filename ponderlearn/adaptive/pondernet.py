@@ -1062,7 +1062,6 @@ class Prediction(NamedTuple):
 
 
 @patch
-@torch.no_grad()
 def predict(
     self: PonderNet,
     x,  # input, as for `forward`; everything in it must have B rows, to be cut with the batch
@@ -1088,16 +1087,19 @@ def predict(
     max_steps = self.n_steps if max_steps is None else check_int(max_steps, "max_steps", low=1)
     rows = n_rows(x)
     _check_rows(x, "x", rows)
-    cut = all(isinstance(leaf, Tensor) for leaf in tree_leaves(x))
+    cut = isinstance(x, Tensor) or all(isinstance(leaf, Tensor) for leaf in tree_leaves(x))
     check(cut, "x", "hold tensors only, which can be cut with the batch", x, TypeError)
-    modes = {module: module.training for module in self.modules()}
-    self.eval()
+    training = [module for module in self.modules() if module.training]
+    if training:
+        self.eval()
     try:
-        x, state = self._start(x, state, rows)
-        return self._predict(x, state, rows, rule, threshold, max_steps, generator)
+        with torch.inference_mode():
+            x, state = self._start(x, state, rows)
+            found = self._predict(x, state, rows, rule, threshold, max_steps, generator)
+        return tree_map(torch.clone, found)  # tensors that one may learn from
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #428937cf
 def _settled(outputs: list, halts: list, halted: Tensor) -> tuple:
@@ -1134,7 +1136,8 @@ def _predict(self: PonderNet, x, state, live, rule, threshold, max_steps, genera
         if rows is None:
             result, steps = output, at + first
         else:
-            _put((result, steps), rows, (output, at + first))
+            _put(result, rows, output)
+            steps[rows] = at + first
         if n_halted == live:
             return Prediction(result, steps)
         keep = (~halted).nonzero().squeeze(1)
