@@ -164,6 +164,11 @@ def check_device(
             check(False, argument, "be a device or its name", describe(device))
 
 # %% ../nbs/00_foundations/05_check.ipynb #710c7889
+def _wanted(shape: tuple) -> str:
+    words = ", ".join("..." if s is ... else str(s) for s in shape)
+    return f"({words},)" if len(shape) == 1 else f"({words})"
+
+
 def check_tensor(
     x,  # the value
     argument: str,  # its name
@@ -186,19 +191,15 @@ def check_tensor(
     check(kinds[kind], argument, f"be a tensor of {kind} dtype", x, TypeError)
     if shape is not None:
         sizes = {} if sizes is None else sizes
-        wanted = (
-            "("
-            + ", ".join("..." if s is ... else str(s) for s in shape)
-            + ("," if len(shape) == 1 else "")
-            + ")"
-        )
         free = bool(shape) and shape[0] is ...
         names, ends = (shape[1:], x.shape[x.ndim - len(shape) + 1 :]) if free else (shape, x.shape)
-        check(len(names) == len(ends) and x.ndim >= len(names), argument, f"have shape {wanted}", x)
+        if len(names) != len(ends) or x.ndim < len(names):
+            check(False, argument, f"have shape {_wanted(shape)}", x)
         for name, size in zip(names, ends, strict=True):
-            known = name if isinstance(name, int) else sizes.setdefault(name, size)
-            where = "" if isinstance(name, int) else f" with {name} = {known}"
-            check(size == known, argument, f"have shape {wanted}{where}", x)
+            known = sizes.setdefault(name, size) if isinstance(name, str) else name
+            if size != known:  # words for an error alone: torch.export fixes a size put into words
+                where = f" with {name} = {known}" if isinstance(name, str) else ""
+                check(False, argument, f"have shape {_wanted(shape)}{where}", x)
     check(not nonempty or x.numel() > 0, argument, "not be empty", x)
     if like is not None:
         check(x.device == like.device, argument, f"lie on {like.device}", f"one on {x.device}")
@@ -244,8 +245,8 @@ def check_returns(
 ) -> Tensor:
     "`out` if it is such a tensor, else TypeError or ValueError that names the function."
     check_tensor(out, f"what {argument} returns", shape, kind=kind, like=like)
-    whole = rows is None or (out.ndim > 0 and len(out) == rows)
-    check(whole, f"what {argument} returns", f"have {rows} rows", out)
+    if rows is not None and (out.ndim == 0 or out.shape[0] != rows):
+        check(False, f"what {argument} returns", f"have {rows} rows", out)
     return out
 
 # %% ../nbs/00_foundations/05_check.ipynb #8bf453ad

@@ -120,17 +120,17 @@ def reduce(
         "sum",
     ),  # with "batchmean": the sum divided by len(x)
 ) -> Tensor:
-    """A scalar, or with "none" the shape of `x`; padding counts 0. ValueError for an unknown
-    reduction."""
+    """A scalar, or with "none" the shape of `x`; padding counts 0, and nothing at all has the
+    mean 0. ValueError for an unknown reduction."""
     check_choice(reduction, "reduction", choices)
     if mask is not None:
         x = torch.where(mask, x, 0)
     if reduction == "none":
         return x
-    if reduction == "mean" and mask is None:
-        return x.mean()
-    n = {"sum": 1, "batchmean": len(x) if x.ndim else 1}
-    return x.sum() / (mask.sum().clamp(min=1) if reduction == "mean" else n[reduction])
+    if reduction == "mean" and mask is not None:
+        return x.sum() / mask.sum().clamp(min=1)
+    n = {"mean": x.numel(), "sum": 1, "batchmean": x.shape[0] if x.ndim else 1}
+    return x.sum() / max(n[reduction], 1)
 
 # %% ../nbs/00_foundations/06_nested.ipynb #b1c25d6f
 def at_least_float32(
