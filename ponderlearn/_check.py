@@ -57,7 +57,7 @@ def check_int(
     low: int | None = None,  # least value allowed
     high: int | None = None,  # greatest value allowed
 ) -> int:
-    "`x` as an int within `low` .. `high` and 64 bits; TypeError for another type, ValueError outside."
+    "`x` as an int in `low` .. `high` and 64 bits; TypeError for another type, else ValueError."
     try:
         whole = None if isinstance(x, bool) else index(x)
     except (TypeError, RuntimeError):  # no integer, an array of several, a tensor without values
@@ -84,7 +84,7 @@ def check_number(
     open_low: bool = False,  # refuse `low` itself
     open_high: bool = False,  # refuse `high` itself
 ) -> float:
-    "`x` as a finite float in the interval; TypeError for what is no number, ValueError outside or NaN."
+    "`x` as a finite float in the interval; TypeError for no number, ValueError outside or NaN."
     try:
         number = None if isinstance(x, (bool, str, bytes, Tensor)) else float(x)
     except (TypeError, ValueError, OverflowError):  # no number, an array of several, 10**400
@@ -153,7 +153,7 @@ def check_device(
     device,  # what torch.device takes, or None
     argument: str = "device",  # its name
 ) -> None:
-    "TypeError or ValueError unless torch knows such a device; whether this machine has it, torch says."
+    "TypeError or ValueError unless torch knows such a device, here or elsewhere."
     known = (str, int, torch.device)
     ok = device is None or (isinstance(device, known) and not isinstance(device, bool))
     check(ok, argument, "be a device or its name", describe(device), TypeError)
@@ -180,7 +180,7 @@ def check_tensor(
     | None = None,  # sizes of names known from other arguments; found ones are added
     like: Tensor | None = None,  # a tensor on whose device `x` must lie
 ) -> Tensor:
-    "`x` if it is a tensor of this kind and shape; TypeError for type or dtype, ValueError for shape or device."
+    "`x` if it is such a tensor; TypeError for type or dtype, ValueError for shape or device."
     check(isinstance(x, Tensor), argument, "be a tensor", describe(x), TypeError)
     kinds = {
         "any": True,
@@ -215,7 +215,7 @@ def check_input(
     nonempty: bool = False,  # refuse a tensor with an axis of size 0
     sizes: dict[str, int] | None = None,  # as for `check_tensor`
 ) -> Tensor:
-    "`x` if a layer with this weight can take it; TypeError for type or dtype, ValueError for shape or device."
+    "`x` if a layer with this weight takes it; errors as `check_tensor`."
     check_tensor(x, argument, shape, kind="float", nonempty=nonempty, sizes=sizes, like=like)
     cast = x.dtype != torch.float64 and torch.amp.is_autocast_available(x.device.type)
     same = x.dtype == like.dtype or (cast and torch.is_autocast_enabled(x.device.type))

@@ -461,6 +461,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                         'ponderlearn/data.py'),
                                   'ponderlearn.data._centered': ('nbs/00_foundations/data.html#_centered', 'ponderlearn/data.py'),
                                   'ponderlearn.data._made_clouds': ('nbs/00_foundations/data.html#_made_clouds', 'ponderlearn/data.py'),
+                                  'ponderlearn.data._mixed': ('nbs/00_foundations/data.html#_mixed', 'ponderlearn/data.py'),
                                   'ponderlearn.data._mnist_5000': ('nbs/00_foundations/data.html#_mnist_5000', 'ponderlearn/data.py'),
                                   'ponderlearn.data._mnist_file': ('nbs/00_foundations/data.html#_mnist_file', 'ponderlearn/data.py'),
                                   'ponderlearn.data._mnist_pair': ('nbs/00_foundations/data.html#_mnist_pair', 'ponderlearn/data.py'),

@@ -69,12 +69,12 @@ def _console():
 
 
 def _table(header, rows):
-    "A table for the terminal that wraps long cells, but never the names in the first column."
+    "A table for the terminal that wraps long cells, but never names, which one wants to type."
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = max((len(row[0]) for row in rows), default=0)
-    for i, name in enumerate(header):
-        fixed = {"no_wrap": True, "min_width": names} if i == 0 else {"overflow": "fold"}
-        table.add_column(name, **fixed)
+    for name, column in zip(header, zip(*rows, strict=True), strict=True):
+        whole = name in ("name", "chapter")
+        wide = max(map(len, column)) if whole else None
+        table.add_column(name, no_wrap=whole, min_width=wide, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(x)) for x in row))
     return table
@@ -190,7 +190,9 @@ def html_page(
     nb,  # an executed notebook, as nbformat reads it
     title: str,  # title of the page
 ) -> str:
-    "The notebook as one HTML page that needs no network: machinery left out, formulas as MathML, widgets as pictures."
+    """The notebook as one HTML page that needs no network.
+
+    Machinery is left out, formulas are MathML, widgets still pictures."""
     from nbformat import from_dict
 
     nb = from_dict(json.loads(json.dumps(nb)))
@@ -222,7 +224,7 @@ def _known(file):
 
 
 def _foreign(folder, names, source):
-    "Which of the files a run would leave are there, and the run's source or not as a run left them."
+    "Those of the files that a run would overwrite and did not leave so, its source among them."
     left, files = (
         _known(folder / _LEFT),
         [folder / name for name in names if (folder / name).exists()],
@@ -283,11 +285,11 @@ def run(
         bool, typer.Option("--verify", help="store outputs if every claim is as stored")
     ] = False,
 ) -> None:
-    "Execute a chapter in front of you; leaves the executed notebook, an HTML page and a table of claims."
+    "Execute a chapter in front of you; leaves the executed notebook, a page and its claims."
     name, path = _source(chapter)
     scale = _scale(scale)
     folder = out or Path("_runs" if catalogue.in_checkout() else "runs") / f"{name}-{scale}"
-    _check_run(path, folder, name, chapter, commit, verify)
+    _check_run(path, folder, name, scale, chapter, commit, verify)
     _console().print(f"Running {name} at scale {scale}")
     try:
         with _stoppable():
@@ -322,8 +324,8 @@ def _scale(scale):
         _fail(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}", 2)
     return scale
 
-# %% ../nbs/00_foundations/11_cli.ipynb #05b37b36
-def _check_run(path, folder, name, chapter, commit, verify):
+# %% ../nbs/00_foundations/11_cli.ipynb #2bd8bb96
+def _check_run(path, folder, name, scale, chapter, commit, verify):
     "Leave with an error unless this run can go through."
     option = "--commit" if commit else "--verify"
     if (commit or verify) and chapter.endswith(".ipynb"):
@@ -345,6 +347,8 @@ def _check_run(path, folder, name, chapter, commit, verify):
         read_notebook(path)
     except ValueError as e:
         _fail(e, 2)
+    if verify and scale not in {r["scale"] for r in records.runs(name)}:
+        _fail(f"{name} has no committed run at {scale} that --verify could compare with")
 
 # %% ../nbs/00_foundations/11_cli.ipynb #dbcf7290
 def _files(name, done):
@@ -432,7 +436,7 @@ def _report(name, folder, done, known):
 def without_solutions(
     nb: dict,  # a notebook as read from its JSON
 ) -> dict:
-    "The notebook with its `solution` cells taken out: prose dropped, code replaced by an empty cell to fill in."
+    "The notebook without its `solution` cells: prose dropped, code replaced by a cell to fill in."
     empty = {"source": "# your solution\n", "outputs": [], "execution_count": None, "metadata": {}}
     cells = []
     for cell in nb["cells"]:
@@ -490,7 +494,7 @@ def copy_course(
 
 
 def _sign(files):
-    "Mark notebooks as trusted, so that their sliders are shown; without nbformat nothing opens them."
+    "Mark notebooks as trusted; without nbformat there is no Jupyter that would ask."
     with contextlib.suppress(ModuleNotFoundError):
         from nbformat import read
         from nbformat.sign import NotebookNotary
@@ -522,7 +526,7 @@ def lab(
         bool, typer.Option("--open/--no-open", help="start JupyterLab afterwards")
     ] = True,
 ) -> None:
-    "Copy the course into a folder of yours and open it in JupyterLab; files that you changed are kept."
+    "Copy the course into a folder of yours and open it in JupyterLab; what you changed is kept."
     if open_lab:
         need("jupyterlab")
     folder = folder or Path("_runs/course" if catalogue.in_checkout() else "ponderlearn-course")
@@ -675,7 +679,7 @@ def _stored_claims():
 # %% ../nbs/00_foundations/11_cli.ipynb #8824f47f
 @app.command()
 def doctor() -> None:
-    "Check the installation: Python, PyTorch, extras, scale, device, threads, fonts, and what is missing."
+    "Check the installation; exit status 1 if something is missing or wrong."
     written, place = [c.name for c in CATALOGUE if c.notebook], "the installed package"
     lines = [
         ("Python", platform.python_version(), True),

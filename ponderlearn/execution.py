@@ -30,7 +30,7 @@ from typing import NamedTuple
 import ponderlearn
 from . import catalogue
 from .catalogue import chapter, read_json, settings, write_atomic
-from .records import SCALES, Claim, _sound, _stored, settle
+from .records import SCALES, Claim, _sound, _stored, runs, settle
 
 # %% ../nbs/00_foundations/12_execution.ipynb #a51cde8f
 def _tree(node):
@@ -71,7 +71,7 @@ def _python(source):
 def fingerprint(
     notebook: dict,  # a notebook as read from its JSON
 ) -> str:
-    "Fingerprint of the code that a notebook runs; blind to comments, docstrings, layout and cell borders."
+    "Fingerprint of the code that is run; blind to comments, docstrings, layout, cell borders."
     cells = [_python("".join(c["source"])) for c in notebook["cells"] if _runs(c)]
     return _hash("\n".join(cells))
 
@@ -87,7 +87,7 @@ def module_fingerprint(
 def changed(
     name: str,  # a chapter whose notebook is written
 ) -> list[str] | None:
-    "What differs from the committed run: 'its code', names of modules; None if the run did not store its modules."
+    "What differs from the committed run: 'its code', modules; None if it stored no modules."
     nb = read_json(catalogue.course_root() / chapter(name).notebook)
     run = nb["metadata"].get("ponderlearn", {})
     code = [] if run.get("fingerprint") == fingerprint(nb) else ["its code"]
@@ -140,7 +140,9 @@ def _client(nb, folder):
 # %% ../nbs/00_foundations/12_execution.ipynb #923567c0
 @contextlib.contextmanager
 def _ends_with_us(km):
-    "Nothing that the kernel of this manager has started outlives this process or a call of what is yielded (POSIX)."
+    """Nothing that this manager's kernel has started outlives this process (POSIX).
+
+    Yields a function that ends the kernel's processes at once."""
     group = km.provisioner.pgid
     if group is None:
         yield lambda: None
@@ -155,7 +157,7 @@ class Execution(NamedTuple):
     "What `execute` leaves."
 
     notebook: dict  # the executed notebook; partly executed if there was an error
-    run: dict  # scale, device, torch, python, processor, threads, seconds, date, fingerprint, modules
+    run: dict  # scale, device, torch, python, processor, threads, ..., fingerprint, modules
     claims: list[dict]  # what the notebook recorded, see `ponderlearn.records.record`
     error: BaseException | None  # why it stopped, or None
     cell: dict | None  # the cell at which it stopped
@@ -201,7 +203,9 @@ def execute(
     folder: str | Path,  # where it works; made if missing
     scale: str = "full",  # how much to compute
 ) -> Execution:
-    "Execute a notebook in a kernel of its own. An error in a cell is returned, not raised; ValueError for no notebook."
+    """Execute a notebook in a kernel of its own.
+
+    An error in a cell is returned, not raised; ValueError for a file that is no notebook."""
     nb, folder = read_notebook(path), Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for cell in (c for c in nb.cells if c.cell_type == "code"):
@@ -260,6 +264,13 @@ def _attempt(client, finish, environment):
         return e
     return None
 
+# %% ../nbs/00_foundations/12_execution.ipynb #73ca4366
+def processor() -> str:
+    "Name of the processor."
+    lines = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    found = re.search(r"model name\s*: (.+)", lines)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
 # %% ../nbs/00_foundations/12_execution.ipynb #9f1d4dfd
 def _facts(client, begin):
     "Where a run comes from that began at the time `begin`."
@@ -283,7 +294,8 @@ from importlib.metadata import version as _version
 _files = {n.partition(".")[2]: getattr(m, "__file__", None) or "" for n, m in _sys.modules.items()
           if n.startswith("ponderlearn.")}
 _all = {"modules": {n: f for n, f in _files.items() if f.endswith(".py") and "__init__" not in f},
-        "device": "cpu", "threads": 1, "torch": _version("torch"), "python": _platform.python_version()}
+        "device": "cpu", "threads": 1,
+        "torch": _version("torch"), "python": _platform.python_version()}
 if "torch" in _sys.modules:
     import torch as _torch, ponderlearn.course as _course
     _all |= {"device": _course.device().type, "threads": _torch.get_num_threads()}
@@ -292,20 +304,13 @@ if "torch" in _sys.modules:
 print("\\nponderlearn: " + _json.dumps(_all))
 """
 
-
-def processor() -> str:
-    "Name of the processor."
-    lines = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    found = re.search(r"model name\s*: (.+)", lines)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
 # %% ../nbs/00_foundations/12_execution.ipynb #622e4813
 def store_results(
     name: str,  # the chapter
     run: dict,  # facts of a run
     claims: list[dict],  # what it recorded
 ) -> Path:
-    "Write results/<name>.json: the rows of this run's scale and device are replaced, all others are kept."
+    "Write results/<name>.json: rows of this scale and device are replaced, all others are kept."
 
     def others(rows):
         return [r for r in rows if (r["scale"], r["device"]) != (run["scale"], run["device"])]
@@ -318,16 +323,18 @@ def store_results(
 def add_results(
     file: str | Path,  # a file that `ponderlearn run NAME --out DIR` left in DIR
 ) -> Path:
-    "Merge rows that were measured elsewhere; ValueError for a damaged file, other code, an unknown chapter."
+    """Merge rows that were measured elsewhere.
+
+    ValueError for a damaged file, other code or an unknown chapter."""
     found = _sound(file, read_json(file))
-    name, runs, rows = found["chapter"], found["runs"], found["claims"]
+    name, ran, rows = found["chapter"], found["runs"], found["claims"]
     lacking = {f for row in rows for f in Claim._fields if f not in row}
     if lacking:
         raise ValueError(f"{file} must hold whole rows, got some without {', '.join(lacking)}")
-    places = {(r["scale"], r["device"]) for r in [*runs, *rows]}
-    if len(runs) != 1 or len(places) != 1 or runs[0]["scale"] not in SCALES:
+    places = {(r["scale"], r["device"]) for r in [*ran, *rows]}
+    if len(ran) != 1 or len(places) != 1 or ran[0]["scale"] not in SCALES:
         raise ValueError(f"{file} must hold one run and its rows, got {sorted(places)}")
-    path, (run,) = chapter(name).notebook, runs
+    path, (run,) = chapter(name).notebook, ran
     if not path or run.get("fingerprint") != fingerprint(read_json(catalogue.course_root() / path)):
         raise ValueError(f"{file} must come from the code of {path}, got a run of other code")
     return store_results(name, run, rows)
@@ -338,7 +345,7 @@ def lighter_png(
     *,
     tolerance: int = 16,  # largest change of a color, of 255
 ) -> str:
-    "The same picture with a palette of 256 colors, if that is smaller and changes no color by more than `tolerance`."
+    "The picture with 256 colors, if that is smaller and changes no color by over `tolerance`."
     Image, ImageChops = need("PIL.Image", "course"), need("PIL.ImageChops", "course")
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     clear = picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255
@@ -361,7 +368,9 @@ def store_outputs(
     path: Path,  # the notebook in the checkout
     done: Execution,  # a run without error
 ) -> Path:
-    "Write outputs, the widgets' state and the facts of the run into the notebook; ValueError if its code has changed."
+    """Write outputs, the widgets' state and the facts of the run into the notebook.
+
+    ValueError if its code has changed."""
     from execnb.nbio import nb2str
     from nbdev.clean import clean_nb
     from nbformat import writes
@@ -424,7 +433,7 @@ def same_machine(
     old: dict,  # facts of a run
     new: dict,  # facts of another
 ) -> bool:
-    "Whether the same numbers can be expected: one PyTorch, processor and number of threads, all known."
+    "Whether the same numbers can be expected: the same PyTorch, processor and threads, all known."
     return all(k in old and old[k] == new[k] for k in ("torch", "processor", "threads"))
 
 # %% ../nbs/00_foundations/12_execution.ipynb #4d8a50de
@@ -458,10 +467,10 @@ def verified(
     name: str,  # the chapter
     done: Execution,  # a second run, without error
 ) -> tuple[list[tuple], list[tuple]]:
-    "`differences` of a run and the stored one of its scale and device; ValueError if none is stored."
-    stored, place = _stored(name), (done.run["scale"], done.run["device"])
-    ran = [r for r in stored["runs"] if (r["scale"], r["device"]) == place]
-    if not ran:
+    "`differences` from the stored run of this scale and device; ValueError if none is stored."
+    place = done.run["scale"], done.run["device"]
+    ran = {(r["scale"], r["device"]): r for r in runs(name)}
+    if place not in ran:
         raise ValueError(f"{name} must have a committed run at {' on '.join(place)}, got none")
-    rows = [r for r in stored["claims"] if (r["scale"], r["device"]) == place]
-    return differences(rows, done.claims, same_machine(ran[0], done.run))
+    rows = [r for r in _stored(name)["claims"] if (r["scale"], r["device"]) == place]
+    return differences(rows, done.claims, same_machine(ran[place], done.run))

@@ -65,11 +65,6 @@ LIMIT = Size(0, 750, 350, 30, 8, 500, 75)
 
 # Notebooks over a limit, with what each may have at most. To be emptied; nothing is to be added.
 LONG = {
-    "before_you_start": Size(0, 750, 489, 30),
-    "viz": Size(0, 750, 394, 51),
-    "data": Size(0, 750, 350, 51),
-    "training": Size(0, 750, 350, 61),
-    "cli": Size(0, 750, 350, 34),
     "act": Size(42, 913, 446, 46, 15, 1135, 120),
     "pondernet": Size(51, 960, 402, 49, 17, 1416, 155),
     "sire": Size(41, 988, 396, 66, 20, 1680, 160),

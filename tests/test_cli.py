@@ -172,6 +172,14 @@ def test_damaged_results_are_named(course, text):
     assert "act.json is damaged" in course("doctor", status=1)
 
 
+def test_long_claims_leave_room_for_what_was_measured(course):
+    course.store(claim="a long claim " * 12, here="difference of the accuracies 0.1")
+    assert "difference of the" in course("results")
+    rows = [["a long claim " * 12, "1", "difference of the accuracies"]]
+    cli._console().print(cli._table(["claim", "paper", "here"], rows))
+    assert "difference of the accuracies" in course.capsys.readouterr().out
+
+
 # Wrong command lines
 
 NEAR = "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"
@@ -564,6 +572,7 @@ def test_nothing_outlives_a_run_that_is_stopped_or_killed(tmp_path):
     ]
     statuses = {"SIGTERM": 143, "SIGKILL": -9}
     options = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    options["env"] = os.environ | {"TMPDIR": str(tmp_path)}  # what is killed leaves a folder there
     started = {s: subprocess.Popen([*command, "--out", s], text=True, **options) for s in statuses}
     workers = {s: lambda s=s: list((tmp_path / s).glob("pid-*")) for s in statuses}
     for name, process in started.items():
@@ -763,9 +772,12 @@ def test_the_same_machine_is_known_whole():
 
 def test_verify_stores_what_is_equal_and_nothing_else(course, done, ran):
     pytest.importorskip("nbdev")
-    assert "must have a committed run at full on cpu, got none" in course(
-        "run", "act", "--verify", status=1
-    )
+    shown = course("run", "act", "--verify", status=1)
+    assert "act has no committed run at full that --verify could compare with" in shown
+    store_results("act", ran.run | {"device": "cuda"}, [])
+    shown = course("run", "act", "--verify", status=1)
+    assert "act must have a committed run at full on cpu, got none" in shown
+    (course.root / "results" / "act.json").unlink()
     stored = ran.claims[0] | {"here": 6 + 1e-7, "rule": "the same"}
     store_results("act", ran.run | {"seconds": 0.5, "fingerprint": "old"}, [stored])
     shown = course("run", "act", "--verify")

@@ -17,8 +17,8 @@ def draw(x):
     return fig
 
 
-ROWS = [{"name": "a", "score": 0.5}, {"name": "b", "score": 0.25}]
 EXAMPLES = {
+    "look": lambda: Call(viz.look, dpi=ok(100, 1.5, 10**30)),
     "dots": lambda: Call(
         viz.dots,
         ax=axes(),
@@ -49,9 +49,6 @@ EXAMPLES = {
         cmap="gray",
         size=ok(1.0, 1.5),
     ).then(lambda fig: [image.get_clim() for ax in fig.axes for image in ax.images]),
-    "table": lambda: Call(
-        viz.table, rows=ok(ROWS, "entry less"), caption=words("scores"), fmt=".1f"
-    ),
     "frames": lambda: Call(
         viz.frames,
         draw=draw,
@@ -62,5 +59,4 @@ EXAMPLES = {
         dpi=20,
     ),
 }
-WITHOUT = {"Table": "made by table, not by hand"}
 ALLOWED = {}
