@@ -266,8 +266,8 @@ def check_returns(
 ) -> Tensor:
     "`out` if it is such a tensor, else TypeError or ValueError that names the function."
     check_tensor(out, f"what {argument} returns", shape, kind=kind, like=like)
-    whole = rows is None or (out.ndim > 0 and len(out) == rows)
-    check(whole, f"what {argument} returns", f"have {rows} rows", out)
+    if rows is not None and (out.ndim == 0 or out.shape[0] != rows):
+        check(False, f"what {argument} returns", f"have {rows} rows", out)
     return out
 
 # %% ../nbs/00_foundations/05_check.ipynb #8bf453ad

@@ -131,7 +131,7 @@ def reduce(
         return x
     if reduction == "mean" and mask is None:
         return x.mean() if x.numel() else x.sum()  # of no rows 0, not NaN
-    n = {"sum": 1, "batchmean": len(x) if x.ndim else 1}
+    n = {"sum": 1, "batchmean": max(x.shape[0], 1) if x.ndim else 1}
     return x.sum() / (mask.sum().clamp(min=1) if reduction == "mean" else n[reduction])
 
 # %% ../nbs/00_foundations/06_nested.ipynb #b1c25d6f
