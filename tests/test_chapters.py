@@ -72,7 +72,7 @@ LONG = {
     "cli": Size(0, 750, 350, 34),
     "act": Size(42, 913, 446, 46, 15, 1135, 120),
     "pondernet": Size(51, 960, 402, 49, 17, 1416, 155),
-    "sire": Size(41, 988, 396, 66, 20, 1680, 160),
+    "sire": Size(0, 992, 396, 30, 13, 899, 115),
     "supsup": Size(66, 918, 350, 78, 21.5, 1967, 185),
 }
 LATE_SUMMARY = {"act", "pondernet", "sire", "supsup"}  # it stood before 'Where it went next'
