@@ -153,11 +153,13 @@ readme: $(VENV)/.dev ## make README.md from index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output README.md \
 	index.ipynb
 
-# Each chapter is committed as soon as it is verified, so a second call goes on where the first was killed.
-verify: $(VENV)/.dev ## run chapters whose code changed again; where every claim is the same, store and commit
-	@failed=; for name in $$($(BIN)/ponderlearn results --stale | sed -n 's/: changed since its run.*//p'); do \
+# Each chapter is committed as soon as it is verified: a second call goes on where one was killed.
+verify: $(VENV)/.dev ## run chapters whose code changed again; where all claims are equal, commit
+	@failed=; stale=$$($(BIN)/ponderlearn results --stale | sed -n 's/: changed since its run.*//p'); \
+	for name in $$stale; do \
 	$(BIN)/ponderlearn run $$name --scale full --verify; status=$$?; \
-	if [ $$status -gt 128 ]; then exit $$status; elif [ $$status -ne 0 ]; then failed="$$failed $$name"; continue; fi; \
+	if [ $$status -gt 128 ]; then exit $$status; fi; \
+	if [ $$status -ne 0 ]; then failed="$$failed $$name"; continue; fi; \
 	files=$$(ls nbs/*/[0-9][0-9]_$$name.ipynb results/$$name.json 2>/dev/null); \
 	git add $$files && git commit -q -m "Verified again: $$name" -- $$files || exit 1; done; \
 	[ -z "$$failed" ] || { echo "Not verified:$$failed" >&2; exit 1; }

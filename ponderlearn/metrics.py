@@ -35,6 +35,7 @@ class Interval(NamedTuple):
         factor: float,  # 100 makes percent of a share
     ) -> "Interval":
         "The interval in another unit."
+        factor = check_number(factor, "factor", open_low=True, open_high=True)
         low, high = sorted((self.low * factor, self.high * factor))
         return self._replace(mean=self.mean * factor, low=low, high=high)
 
@@ -124,10 +125,14 @@ def accuracy(
     "Share of right predictions; TypeError or ValueError for shapes, dtypes, NaN, or no samples."
     check_tensor(prediction, "prediction", nonempty=True)
     check_tensor(labels, "labels", kind="integer", nonempty=True)
+    low, high = int(labels.min()), int(labels.max())
+    check(low >= 0, "labels", "be >= 0", f"a label {low}")
     classes = prediction
     if prediction.is_floating_point():
         check_tensor(prediction, "prediction", (*labels.shape, "K"))
-        check(prediction.shape[-1] > 1, "prediction", "have at least 2 classes K", prediction)
+        K = prediction.shape[-1]
+        check(K > 1, "prediction", "have at least 2 classes K", prediction)
+        check(high < K, "labels", f"be < {K}", f"a label {high}")
         check(not bool(prediction.isnan().any()), "prediction", "hold numbers", "NaN")
         classes = prediction.argmax(-1)
     check_tensor(classes, "prediction", tuple(labels.shape), kind="integer")
@@ -245,11 +250,11 @@ def _table(
     if kind == "width":
         bin = (confidence * n_bins).ceil().long().clamp(1, n_bins) - 1
     else:
-        bin = torch.empty(n, dtype=torch.long)
-        bin[confidence.argsort(stable=True)] = torch.arange(n) * n_bins // n
+        bin = torch.empty_like(guess)
+        bin[confidence.argsort(stable=True)] = torch.arange(n, device=bin.device) * n_bins // n
     count = torch.bincount(bin, minlength=n_bins)
     both = torch.stack([confidence, (guess == labels).double()])
-    mean = torch.zeros(2, n_bins, dtype=torch.float64).index_add(1, bin, both) / count
+    mean = both.new_zeros(2, n_bins).index_add(1, bin, both) / count
     return Reliability(*mean[:, count > 0], count[count > 0])
 
 

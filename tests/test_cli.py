@@ -172,6 +172,14 @@ def test_damaged_results_are_named(course, text):
     assert "act.json is damaged" in course("doctor", status=1)
 
 
+def test_long_claims_leave_room_for_what_was_measured(course):
+    course.store(claim="a long claim " * 12, here="difference of the accuracies 0.1")
+    assert "difference of the" in course("results")
+    rows = [["a long claim " * 12, "1", "difference of the accuracies"]]
+    cli._console().print(cli._table(["claim", "paper", "here"], rows))
+    assert "difference of the accuracies" in course.capsys.readouterr().out
+
+
 # Wrong command lines
 
 NEAR = "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"
@@ -564,6 +572,7 @@ def test_nothing_outlives_a_run_that_is_stopped_or_killed(tmp_path):
     ]
     statuses = {"SIGTERM": 143, "SIGKILL": -9}
     options = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    options["env"] = os.environ | {"TMPDIR": str(tmp_path)}  # what is killed leaves a folder there
     started = {s: subprocess.Popen([*command, "--out", s], text=True, **options) for s in statuses}
     workers = {s: lambda s=s: list((tmp_path / s).glob("pid-*")) for s in statuses}
     for name, process in started.items():

@@ -122,7 +122,17 @@ def test_the_committed_splits_never_change(small, five_thousand):
         )
     ).hexdigest()[:16]
     assert digest(small[:3]) == "347ebc0020288f3a"
-    assert digest(five_thousand[:3]) == "4d17c2552ff11e54"
+    assert digest(five_thousand[:3]) == "d63d5c0517a88299"
+
+
+def test_no_part_of_mnist_lies_sorted(five_thousand):
+    for part in five_thousand[:3]:
+        n = part.y.bincount()
+        share = part.y[: len(part.y) // 2].bincount(minlength=10) / n
+        assert share.min() > 0.3 and share.max() < 0.7  # the order is fixed: no chance in it
+    again = mnist(size=14)
+    for part, other in zip(five_thousand[:3], again[:3], strict=True):
+        assert torch.equal(part.y, other.y)
 
 
 # Digits

@@ -177,6 +177,8 @@ def test_accuracy_is_a_count(n, k, seed):
 @pytest.mark.parametrize(
     ("prediction", "labels", "error", "words"),
     [
+        (torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]), ValueError, "labels must be < 2, got a la"),
+        (torch.zeros(4).long(), -torch.ones(4).long(), ValueError, "labels must be >= 0, got a la"),
         (torch.zeros(4, 1), torch.zeros(4).long(), ValueError, "prediction must have at least 2"),
         (torch.zeros(4), torch.zeros(4).long(), ValueError, r"prediction must have shape \(4, K\)"),
         (torch.zeros(4, 1).long(), torch.zeros(4).long(), ValueError, r"prediction must have sh"),

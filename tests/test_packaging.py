@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from ponderlearn.course import CATALOGUE
+from ponderlearn.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
+METHODS = [c.module for c in CATALOGUE if c.kind != "foundation" and c.notebook]
+LIGHT = ("course", "catalogue", "records", "cards")  # they import no torch
 BASE = ("torch", "numpy", "fastcore", "typer")  # what the package asks for without extras
 cfg = ConfigParser(delimiters=["="])
 cfg.read(ROOT / "settings.ini", encoding="utf-8")
@@ -117,7 +119,8 @@ def test_wheel_carries_the_course(wheel):
         p for p in wanted if ".ipynb_checkpoints" not in p.parts and not p.name.startswith("_")
     ]
     assert packed == {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in wanted}
-    assert "ponderlearn/py.typed" in names
+    assert {"ponderlearn/py.typed", "ponderlearn/catalogue.toml"} <= names
+    assert "ponderlearn/_modidx.py" not in names, "the site alone needs nbdev's index"
     assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "ponderlearn/_data").iterdir()} <= names
     assert not [n for n in names if n.startswith(("tests/", "docs/", "nbs/", "benchmarks/"))]
     assert {n.rsplit("/", 1)[1] for n in names if "/licenses/" in n} == {
@@ -207,8 +210,8 @@ def test_base_environment_is_clean(in_base):
 
 
 def test_base_environment_imports_every_method_module(in_base, wheel):
-    names = ["ponderlearn.course", "ponderlearn._check", "ponderlearn.cli"]
-    names += [c.module for c in CATALOGUE if c.part > 0 and c.notebook]
+    names = [f"ponderlearn.{name}" for name in (*LIGHT, "_check", "_nested", "cli")]
+    names += METHODS
     done = in_base(
         "-c",
         f"import importlib, ponderlearn\nfor n in {names}: importlib.import_module(n)\n"
@@ -219,9 +222,9 @@ def test_base_environment_imports_every_method_module(in_base, wheel):
 
 
 def test_import_is_light(in_base):
-    done = in_base(
-        "-c", "import sys, ponderlearn.course; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
-    )
+    names = ", ".join(f"ponderlearn.{name}" for name in LIGHT)
+    look = "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    done = in_base("-c", f"import sys, {names}; {look}")
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -255,7 +258,7 @@ def test_command_line_without_extras(in_base, base_python):
     assert "ponderlearn[lab]" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", [c.module for c in CATALOGUE if c.part > 0 and c.notebook])
+@pytest.mark.parametrize("module", METHODS)
 def test_method_modules_import_only_the_base(module):
     path = ROOT / (module.replace(".", "/") + ".py")
     found = set()

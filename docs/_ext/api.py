@@ -53,8 +53,8 @@ def exports(path: Path) -> tuple[str | None, str, dict[str, str]]:
                     }
             elif isinstance(s, (ast.Assign, ast.AnnAssign)):
                 for t in s.targets if isinstance(s, ast.Assign) else [s.target]:
-                    if isinstance(t, ast.Name):
-                        where[t.id] = cell["id"]
+                    names = (n for n in ast.walk(t) if isinstance(n, ast.Name))
+                    where |= {n.id: cell["id"] for n in names if isinstance(n.ctx, ast.Store)}
     return module, title, where
 
 
@@ -296,29 +296,25 @@ def page(path: Path, top: Path) -> tuple[str, str, list[Entry], str] | None:
             "",
         ],
     )
-    body = []
-    for n in getattr(module, "__all__", []):
+    names, body = getattr(module, "__all__", []), []
+    for n in (n for n in names if n in where):
         new, text = entry(module, n, where, notebook)
         entries += new
         body += text
-    if not entries:
-        return name, title, entries, "\n".join([*lines, handed_on(module)]) + "\n"
+    lines += handed_on(module, [n for n in names if n not in where])
+    if entries:
+        lines += ["| name | |", "| --- | --- |"]
     lines += [
-        "| name | |",
-        "| --- | --- |",
-        *(f"| {{py:obj}}`{e.name} <{name}.{e.name}>` | {cell_text(e.summary)} |" for e in entries),
+        f"| {{py:obj}}`{e.name} <{name}.{e.name}>` | {cell_text(e.summary)} |" for e in entries
     ]
     return name, title, entries, "\n".join(lines + body) + "\n"
 
 
-def handed_on(module) -> str:
-    "A sentence on the names of other modules, for a module that has none of its own."
-    names = [n for n, o in vars(module).items() if n[0] != "_" and not inspect.ismodule(o)]
-    homes = {
-        n: getattr(getattr(module, n), "__module__", None) for n in sorted(names, key=str.lower)
-    }
+def handed_on(module, names: list[str]) -> list[str]:
+    "A sentence on the names that a module has from other modules, with links to their entries."
+    homes = {n: getattr(getattr(module, n), "__module__", None) for n in names}
     found = (f"{{py:obj}}`{n} <{home}.{n}>`" if home else f"`{n}`" for n, home in homes.items())
-    return f"It hands on names of other modules: {', '.join(found)}."
+    return [f"It hands on names of other modules: {', '.join(found)}.", ""] if names else []
 
 
 def all_names(pages: list) -> str:

@@ -180,7 +180,10 @@ class Results(Html):
             labels = anchors(source) if source.exists() else {}
             name = nodes.reference("", "", name, refuri=self.link(doc), internal=True)
         section = titled(f"claims-{c.name}", name)
-        link = lambda r: doc and self.link(doc, labels.get(r.get("cell") or "", ""))
+
+        def link(row):
+            return doc and self.link(doc, labels.get(row.get("cell") or "", ""))
+
         section += raw(f'<p class="tally">{claims.tally(rows).capitalize()}.</p>')
         section += raw(claims.table(claims.failures_first(rows), c.short, link))
         return section

@@ -27,6 +27,18 @@ EXAMPLES = {
     "paired_interval": lambda: Call(
         metrics.paired_interval, a=scores(), b=ok(torch.rand(4), "int", "bool", "meta"), level=0.9
     ),
+    "Interval.p": lambda: Call(
+        metrics.paired_interval([0.1, 0.4, 0.3]).p, null=ok(0.25, -1, 0, 1.5, 10**30)
+    ),
+    "Interval.scaled": lambda: Call(
+        metrics.paired_interval([0.1, 0.4, 0.3]).scaled, factor=ok(100.0, -1, 0, 1.5, 10**30)
+    ),
+    "holm": lambda: Call(metrics.holm, p_values=ok(torch.rand(4), "width", "int", "bool")),
+    "accuracy": lambda: Call(
+        metrics.accuracy,
+        prediction=ok(shares(), "meta"),
+        labels=ok(labels(4), "meta"),
+    ),
     "linear_probe": lambda: probe(
         metrics.linear_probe, method="ridge", penalty=ok(1.0, 1.5, 10**30)
     ),

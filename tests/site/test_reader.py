@@ -236,6 +236,18 @@ def test_names_in_backticks_become_links():
     assert nb.cells[1].source.endswith("```\n`write_atomic`\n```")
 
 
+def test_names_of_other_modules_lead_to_their_own_entries():
+    import api  # docs/_ext, see conftest.py
+
+    page = lambda path: api.page(TOP / "nbs" / "00_foundations" / path, TOP)
+    _, _, entries, text = page("01_course.ipynb")
+    assert not entries and "{py:obj}`card <ponderlearn.cards.card>`" in text
+    _, _, entries, text = page("10_viz.ipynb")
+    names = {e.name for e in entries}
+    assert {"PALETTE", "BLUE", "frames"} <= names and "table" not in names
+    assert "{py:obj}`table <ponderlearn.cards.table>`" in text
+
+
 def test_notation_names_exist():
     import tomllib
 
@@ -304,6 +316,7 @@ def test_a_bad_notebook_fails_the_build(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_addresses_and_second_build(tmp_path):
     folder = small_course(
         tmp_path / "c",
