@@ -93,6 +93,11 @@ every_network = pytest.mark.parametrize("name", list(networks()))
 def test_examples_in_the_docstrings():
     found = doctest.testmod(sire)
     assert found.failed == 0 and found.attempted > 30
+    for name in sire.__all__:
+        x = getattr(sire, name)
+        for text in [x.__doc__, *([x.forward.__doc__] if isinstance(x, type) else [])]:
+            assert ">>> " in text and "(sire-" in text, name
+            assert "Error" in text or "raises nothing" in text, name
 
 
 # --- the commutator
