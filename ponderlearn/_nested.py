@@ -36,7 +36,7 @@ def leaves(
 ) -> list[Tensor]:
     "The tensors of `tree`, in order; TypeError if it holds none."
     found = [leaf for leaf in _flatten(tree, argument)[0] if isinstance(leaf, Tensor)]
-    check(bool(found), argument, _TREE, tree, TypeError)
+    check(len(found) > 0, argument, _TREE, tree, TypeError)
     return found
 
 # %% ../nbs/00_foundations/06_nested.ipynb #e07d4b58
