@@ -67,7 +67,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                 'ponderlearn/adaptive/act.py'),
                                           'ponderlearn.adaptive.act._check_task': ( 'nbs/01_adaptive/act.html#_check_task',
                                                                                     'ponderlearn/adaptive/act.py'),
-                                          'ponderlearn.adaptive.act._choose': ( 'nbs/01_adaptive/act.html#_choose',
+                                          'ponderlearn.adaptive.act._chosen': ( 'nbs/01_adaptive/act.html#_chosen',
                                                                                 'ponderlearn/adaptive/act.py'),
                                           'ponderlearn.adaptive.act._gru_update': ( 'nbs/01_adaptive/act.html#_gru_update',
                                                                                     'ponderlearn/adaptive/act.py'),

@@ -8,7 +8,6 @@ __all__ = ['ACTWeights', 'act_weights', 'ponder_cost', 'ACTState', 'ACTCell', 'R
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #a7c462df
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+# %% ../../nbs/01_adaptive/01_act.ipynb #0b6d42c8
 from ponderlearn._check import (
     check,
     check_bool,
@@ -328,7 +328,7 @@ def _run_whole(self: ACTCell, first: tuple, later: tuple, update: Callable, stat
     mean, live, weights = None, None, []
     for n in range(1, self.max_steps + 1):
         new = update(first if n == 1 else later, state)
-        state = new if n == 1 else tree_map(partial(_choose, live), new, state, argument=_RETURNED)
+        state = new if n == 1 else _chosen(live, new, state)
         h = self._activation(state)  # (act-halting)
         if n == 1:
             left, total, live = torch.ones_like(h), torch.zeros_like(h), torch.ones_like(h) > 0
@@ -347,8 +347,10 @@ def _run_whole(self: ACTCell, first: tuple, later: tuple, update: Callable, stat
 _RETURNED = "what cell returns"
 
 
-def _choose(live: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(align(live, new), new, old)
+def _chosen(live: Tensor, new, old):
+    "The new state of the rows that go on, the old one of the others."
+    pick = lambda new, old: torch.where(align(live, new), new, old.to(new.dtype))
+    return tree_map(pick, new, old, argument=_RETURNED)
 
 
 def _added(w: Tensor, state, mean):
@@ -370,8 +372,7 @@ def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> 
     while True:
         n += 1
         new = update(inputs, state)
-        masked = live is not None
-        state = tree_map(partial(_choose, live), new, state, argument=_RETURNED) if masked else new
+        state = new if live is None else _chosen(live, new, state)
         h = self._activation(state)
         if n == 1:
             left, total = torch.ones_like(h), torch.zeros_like(h)
@@ -662,9 +663,8 @@ def _step(self: ACTRNN, first: tuple, later: tuple, update: Callable, state, rea
     else:
         out = cell._run(first, later, update, state)
     old = tree_map(torch.zeros_like, out.state) if state is None else state
-    pick = lambda new, old: torch.where(align(real, new), new, old.to(new.dtype))
     zero = lambda v: None if v is None else torch.where(real, v, 0)
-    return ACTState(tree_map(pick, out.state, old, argument=_RETURNED), *map(zero, out[1:]))
+    return ACTState(_chosen(real, out.state, old), *map(zero, out[1:]))
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #0e6c4117
 def _integers(low: int, high: int, shape: tuple, generator) -> Tensor:
