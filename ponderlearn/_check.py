@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['describe', 'check', 'check_int', 'check_number', 'check_choice', 'check_sizes', 'check_bool', 'check_generator',
-           'check_dtype', 'check_device', 'check_tensor', 'check_input', 'check_callable', 'check_returns', 'need']
+           'check_dtype', 'check_device', 'check_path', 'check_tensor', 'check_input', 'check_callable',
+           'check_returns', 'need']
 
 # %% ../nbs/00_foundations/05_check.ipynb #068d2011
 import math
+import os
 from collections.abc import Iterable
 from importlib import import_module
 from operator import index
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -163,12 +166,42 @@ def check_device(
         except RuntimeError:
             check(False, argument, "be a device or its name", describe(device))
 
+
+def check_path(
+    path,  # a text or a path object
+    argument: str = "path",  # its name
+) -> Path:
+    "The path of a file or folder; TypeError for anything else."
+    ok = isinstance(path, (str, os.PathLike))
+    check(ok, argument, "be a path", describe(path), TypeError)
+    return Path(path)
+
+# %% ../nbs/00_foundations/05_check.ipynb #bb20c001
+def _of_kind(x: Tensor, kind: str) -> bool:
+    "Whether the dtype of `x` is of this kind: 'float', 'integer', 'bool' or 'any'."
+    if kind in ("any", "float"):
+        return kind == "any" or x.is_floating_point()
+    if kind == "bool" or x.dtype == torch.bool:
+        return kind == "bool" and x.dtype == torch.bool
+    return not (x.is_floating_point() or x.is_complex())
+
+
+def _check_shape(x: Tensor, argument: str, shape: tuple, sizes: dict) -> None:
+    "ValueError unless `x` has this shape; the text is made only then: layers ask at each call."
+    free = bool(shape) and shape[0] is ...
+    names, ends = (shape[1:], x.shape[x.ndim - len(shape) + 1 :]) if free else (shape, x.shape)
+    fits, where = len(names) == len(ends) and x.ndim >= len(names), ""
+    for name, size in zip(names, ends, strict=True) if fits else ():
+        known = sizes.setdefault(name, size) if isinstance(name, str) else name
+        if size != known:
+            fits, where = False, f" with {name} = {known}" if isinstance(name, str) else ""
+            break
+    if not fits:
+        words = ", ".join("..." if s is ... else str(s) for s in shape)
+        words += "," if len(shape) == 1 else ""
+        check(False, argument, f"have shape ({words}){where}", x)
+
 # %% ../nbs/00_foundations/05_check.ipynb #710c7889
-def _wanted(shape: tuple) -> str:
-    words = ", ".join("..." if s is ... else str(s) for s in shape)
-    return f"({words},)" if len(shape) == 1 else f"({words})"
-
-
 def check_tensor(
     x,  # the value
     argument: str,  # its name
@@ -181,28 +214,14 @@ def check_tensor(
     like: Tensor | None = None,  # a tensor on whose device `x` must lie
 ) -> Tensor:
     "`x` if it is such a tensor; TypeError for type or dtype, ValueError for shape or device."
-    check(isinstance(x, Tensor), argument, "be a tensor", describe(x), TypeError)
-    kinds = {
-        "any": True,
-        "float": x.is_floating_point(),
-        "bool": x.dtype == torch.bool,
-        "integer": not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool),
-    }
-    check(kinds[kind], argument, f"be a tensor of {kind} dtype", x, TypeError)
+    if not isinstance(x, Tensor):
+        check(False, argument, "be a tensor", describe(x), TypeError)
+    check(_of_kind(x, kind), argument, f"be a tensor of {kind} dtype", x, TypeError)
     if shape is not None:
-        sizes = {} if sizes is None else sizes
-        free = bool(shape) and shape[0] is ...
-        names, ends = (shape[1:], x.shape[x.ndim - len(shape) + 1 :]) if free else (shape, x.shape)
-        if len(names) != len(ends) or x.ndim < len(names):
-            check(False, argument, f"have shape {_wanted(shape)}", x)
-        for name, size in zip(names, ends, strict=True):
-            known = sizes.setdefault(name, size) if isinstance(name, str) else name
-            if size != known:  # words for an error alone: torch.export fixes a size put into words
-                where = f" with {name} = {known}" if isinstance(name, str) else ""
-                check(False, argument, f"have shape {_wanted(shape)}{where}", x)
+        _check_shape(x, argument, shape, {} if sizes is None else sizes)
     check(not nonempty or x.numel() > 0, argument, "not be empty", x)
-    if like is not None:
-        check(x.device == like.device, argument, f"lie on {like.device}", f"one on {x.device}")
+    if like is not None and x.device != like.device:
+        check(False, argument, f"lie on {like.device}", f"one on {x.device}")
     return x
 
 # %% ../nbs/00_foundations/05_check.ipynb #023c39c2
@@ -217,10 +236,12 @@ def check_input(
 ) -> Tensor:
     "`x` if a layer with this weight takes it; errors as `check_tensor`."
     check_tensor(x, argument, shape, kind="float", nonempty=nonempty, sizes=sizes, like=like)
-    cast = x.dtype != torch.float64 and torch.amp.is_autocast_available(x.device.type)
-    same = x.dtype == like.dtype or (cast and torch.is_autocast_enabled(x.device.type))
-    wanted = str(like.dtype).removeprefix("torch.")
-    check(same, argument, f"be {wanted} like the weights", x, TypeError)
+    same = x.dtype == like.dtype
+    if not same and x.dtype != torch.float64 and torch.amp.is_autocast_available(x.device.type):
+        same = torch.is_autocast_enabled(x.device.type)
+    if not same:
+        wanted = str(like.dtype).removeprefix("torch.")
+        check(False, argument, f"be {wanted} like the weights", x, TypeError)
     return x
 
 # %% ../nbs/00_foundations/05_check.ipynb #00661fcc

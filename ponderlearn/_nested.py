@@ -35,6 +35,8 @@ def leaves(
     argument: str = "state",  # its name in an error message
 ) -> list[Tensor]:
     "The tensors of `tree`, in order; TypeError if it holds none."
+    if isinstance(tree, Tensor):
+        return [tree]
     found = [leaf for leaf in _flatten(tree, argument)[0] if isinstance(leaf, Tensor)]
     check(bool(found), argument, _TREE, tree, TypeError)
     return found
@@ -74,7 +76,7 @@ def n_rows(
     has no axis."""
     first = leaves(tree, argument)[0]
     check(first.ndim > 0, argument, "have the batch as first axis", first)
-    return len(first)
+    return first.shape[0]
 
 
 def take_rows(
@@ -120,17 +122,17 @@ def reduce(
         "sum",
     ),  # with "batchmean": the sum divided by len(x)
 ) -> Tensor:
-    """A scalar, or with "none" the shape of `x`; padding counts 0, and nothing at all has the
-    mean 0. ValueError for an unknown reduction."""
+    """A scalar, or with "none" the shape of `x`; padding counts 0. ValueError for an unknown
+    reduction."""
     check_choice(reduction, "reduction", choices)
     if mask is not None:
         x = torch.where(mask, x, 0)
     if reduction == "none":
         return x
-    if reduction == "mean" and mask is not None:
-        return x.sum() / mask.sum().clamp(min=1)
-    n = {"mean": x.numel(), "sum": 1, "batchmean": x.shape[0] if x.ndim else 1}
-    return x.sum() / max(n[reduction], 1)
+    if reduction == "mean" and mask is None:
+        return x.mean() if x.numel() else x.sum()  # of no rows 0, not NaN
+    n = {"sum": 1, "batchmean": max(x.shape[0], 1) if x.ndim else 1}
+    return x.sum() / (mask.sum().clamp(min=1) if reduction == "mean" else n[reduction])
 
 # %% ../nbs/00_foundations/06_nested.ipynb #b1c25d6f
 def at_least_float32(

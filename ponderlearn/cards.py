@@ -13,8 +13,16 @@ from types import SimpleNamespace
 from fastcore.basics import patch
 
 from . import catalogue
-from .catalogue import chapter, links, read_json
-from .records import _is_interval, _python, expected, measured, number, recorded, scale
+from .catalogue import _row, _typed, chapter, links, read_json
+from ponderlearn.records import (
+    _is_interval,
+    _python,
+    expected,
+    measured,
+    number,
+    recorded,
+    scale,
+)
 
 # %% ../nbs/00_foundations/04_cards.ipynb #85fd2a93
 class Table:
@@ -105,9 +113,14 @@ def table(
     """A table with real headings: the first column names the rows, `number` writes the cells.
 
     One `fmt` is for all but integer columns. ValueError for no rows or an unknown column."""
+    _typed("" if caption is None else caption, str, "caption", "be text or None")
     columns, lines = _frame(rows) if hasattr(rows, "itertuples") else _dicts(rows)
     if not lines or not columns:
         raise ValueError(f"rows must hold at least one row and one column, got {rows!r}")
+    if fmt is not None and not callable(fmt):
+        _typed(
+            fmt, (str, Mapping), "fmt", "be a format such as '.2f', a function, or a dict of them"
+        )
     unknown = [c for c in fmt if c not in columns] if isinstance(fmt, Mapping) else []
     if unknown:
         names = ", ".join(map(str, columns))
@@ -169,7 +182,7 @@ def bench_table(
     chapter: str,  # the chapter's name
 ) -> Table:
     "The chapter's benchmark beside its peer; FileNotFoundError if it was never run."
-    name = catalogue.chapter(chapter).name
+    name = _row(chapter, "chapter").name
     file = catalogue.course_root() / "results" / f"bench-{name}.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: make bench measures it")

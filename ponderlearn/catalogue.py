@@ -127,22 +127,36 @@ ROUTES = tuple(
 )
 
 # %% ../nbs/00_foundations/02_catalogue.ipynb #a8dab39b
+def _typed(x, types, argument: str, wanted: str):
+    "`x`, if it has one of these types; a bool is no number. `_check` would import PyTorch."
+    if not isinstance(x, types) or (isinstance(x, bool) and types is not bool):
+        raise TypeError(f"{argument} must {wanted}, got {type(x).__name__}")
+    return x
+
+
+def _row(name, argument: str) -> Chapter:
+    "The row of the catalogue with this name."
+    _typed(name, str, argument, "be the name of a chapter")
+    names = {c.name: c for c in CATALOGUE}
+    if name in names:
+        return names[name]
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "see the list with: ponderlearn list"
+    raise ValueError(f"no chapter {name!r}; {hint}")
+
+
 def chapter(
     name: str,  # a chapter's name, e.g. "act"
 ) -> Chapter:
     "The row of the catalogue with this name; ValueError with the nearest name if there is none."
-    names = {c.name: c for c in CATALOGUE}
-    if name in names:
-        return names[name]
-    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "see the list with: ponderlearn list"
-    raise ValueError(f"no chapter {name!r}; {hint}")
+    return _row(name, "name")
 
 # %% ../nbs/00_foundations/02_catalogue.ipynb #696d67b0
 def notebook_path(
     c: Chapter,  # a row of the catalogue
 ) -> str:
     "Where the chapter's notebook lies or will lie, relative to `course_root()`."
+    _typed(c, Chapter, "c", "be a row of the catalogue, from chapter(name)")
     return f"nbs/{PARTS[c.part].folder}/{c.number:02d}_{c.name}.ipynb"
 
 # %% ../nbs/00_foundations/02_catalogue.ipynb #8e991ee7
@@ -158,6 +172,7 @@ def read_json(
 ) -> dict:
     "What the file holds; ValueError that names the file and a remedy if it is damaged."
     remedy = "restore it with git, or install ponderlearn again"
+    _typed(path, (str, os.PathLike), "path", "be a path")
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as e:
@@ -245,8 +260,8 @@ def write_atomic(
     data: str | bytes,  # text (written as UTF-8) or bytes
 ) -> Path:
     "Write `data` so that a kill or a full disk leaves the old file whole; returns the path."
-    if not isinstance(data, (str, bytes)):
-        raise TypeError(f"data must be text or bytes, got {type(data).__name__}")
+    _typed(path, (str, os.PathLike), "path", "be a path")
+    _typed(data, (str, bytes), "data", "be text or bytes")
     path, data = Path(path), data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")

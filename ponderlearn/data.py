@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import json
 import math
-import os
+
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -27,11 +27,12 @@ from torch import Tensor
 
 from ponderlearn._check import (
     check,
+    check_bool,
     check_choice,
     check_int,
     check_number,
+    check_path,
     check_tensor,
-    describe,
     need,
 )
 from ._nested import SequenceBatch as SequenceBatch
@@ -49,6 +50,8 @@ def check_values(
 ) -> Tensor:
     "`x` if it is finite and within `low` .. `high`, else ValueError with the first bad value."
     check_tensor(x, argument, kind="float")
+    low = None if low is None else check_number(low, "low")
+    high = None if high is None else check_number(high, "high")
     bad, wanted = ~torch.isfinite(x), "hold finite values"
     if low is not None:
         bad, wanted = bad | (x < low), f"hold values >= {low:g}"
@@ -80,6 +83,7 @@ def check_labels(
 ) -> Tensor:
     "`y` if it is a non-empty vector of class labels, else TypeError or ValueError."
     check_tensor(y, argument, ("n",), kind="integer", nonempty=True)
+    n_classes = None if n_classes is None else check_int(n_classes, "n_classes", low=1)
     low, high = int(y.min()), int(y.max())
     check(low >= 0, argument, "be >= 0", f"a label {low}")
     check(n_classes is None or high < n_classes, argument, f"be < {n_classes}", f"a label {high}")
@@ -199,7 +203,7 @@ def read_idx(
     limit: int = 64_000_000,  # most bytes that it may hold, unpacked
 ) -> Tensor:
     "The uint8 tensor in an IDX file; ValueError names a file that is none, cut off or too large."
-    path = Path(path)
+    path = check_path(path)
     return _parse_idx(_unpack(path, check_int(limit, "limit", low=4)), path.name)
 
 
@@ -275,14 +279,14 @@ def mnist(
     files than MNIST's are split 11 to 1 and have their own source and license. FileNotFoundError or
     ValueError name the file that is missing, cut off, too large or foreign."""
     check_choice(size, "size", (28, 14, 7, 4))
+    check_bool(checksum=checksum)
     if folder is None:
         x, y = _mnist_5000()
         index = [_mixed(i) for i in stratified_split(y, (500, 1000))]
     else:
-        ok = isinstance(folder, (str, os.PathLike))
-        check(ok, "folder", "be a path", describe(folder), TypeError)
-        x, y = _mnist_pair(Path(folder), "train", checksum)
-        x_test, y_test = _mnist_pair(Path(folder), "t10k", checksum)
+        folder = check_path(folder, "folder")
+        x, y = _mnist_pair(folder, "train", checksum)
+        x_test, y_test = _mnist_pair(folder, "t10k", checksum)
         check(len(y) > 1, "folder", "hold at least 2 training images, to split them", "1")
         index = [_mixed(i) for i in stratified_split(y, (max(1, len(y) // 12),))]
         index.append(len(y) + torch.arange(len(y_test)))
@@ -442,8 +446,8 @@ def read_off(
     """Vertices, float32 (V, 3), and triangles, int64 (F, 3), of a mesh; larger faces are cut.
 
     ValueError names the file if it is no such mesh."""
-    path = Path(path)
-    words = _unpack(path, limit).decode("ascii", "replace").split()
+    path = check_path(path)
+    words = _unpack(path, check_int(limit, "limit", low=4)).decode("ascii", "replace").split()
     first = words[0] if words else ""
     check(first.startswith("OFF"), path.name, "begin with OFF", repr(first[:20]))
     words = ([first[3:]] if first != "OFF" else []) + words[1:]
@@ -569,7 +573,7 @@ def point_clouds(
         return Clouds(
             *parts, _SHAPES, "eight shapes, made by ponderlearn.data.point_clouds", "Apache-2.0"
         )
-    folder = Path(folder)
+    folder = check_path(folder, "folder")
     names = tuple(sorted(p.parent.name for p in folder.glob("*/train") if p.is_dir()))
     if not names:
         wanted = "hold one folder a class with train and test inside"

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import ponderlearn
 from . import catalogue
-from .catalogue import chapter, read_json, settings, write_atomic
+from .catalogue import _typed, chapter, read_json, settings, write_atomic
 from .records import SCALES, Claim, _sound, _stored, runs, settle
 
 # %% ../nbs/00_foundations/12_execution.ipynb #a51cde8f
@@ -72,6 +72,9 @@ def fingerprint(
     notebook: dict,  # a notebook as read from its JSON
 ) -> str:
     "Fingerprint of the code that is run; blind to comments, docstrings, layout, cell borders."
+    _typed(notebook, dict, "notebook", "be a notebook as read from its JSON")
+    if not isinstance(notebook.get("cells"), list):
+        raise ValueError(f"notebook must hold a list of cells, got {sorted(notebook)}")
     cells = [_python("".join(c["source"])) for c in notebook["cells"] if _runs(c)]
     return _hash("\n".join(cells))
 
@@ -80,6 +83,7 @@ def module_fingerprint(
     name: str,  # a module without the package's name, e.g. "training" or "adaptive.act"
 ) -> str:
     "Fingerprint of a module of the course; '' if there is none of this name."
+    _typed(name, str, "name", "be the name of a module")
     file = (Path(ponderlearn.__file__).parent / name.replace(".", "/")).with_suffix(".py")
     return _hash(file.read_text(encoding="utf-8")) if file.is_file() else ""
 
@@ -101,6 +105,7 @@ def need(
     extra: str = "lab",  # the extra that brings it
 ):
     "The imported module, or an ImportError that names the extra."
+    _typed(module, str, "module", "be the name of a module")
     try:
         return import_module(module)
     except ModuleNotFoundError:
@@ -230,6 +235,7 @@ def read_notebook(
 ) -> dict:
     "The notebook in a file; ValueError if it is none."
     nbformat = need("nbformat")
+    _typed(path, (str, os.PathLike), "path", "be a path")
     try:
         nb = nbformat.read(path, as_version=4)
         nbformat.validate(nb)

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable
 from html import escape
-from numbers import Real
+from numbers import Integral, Real
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from fastcore.basics import AttrDict, patch
 
 from . import catalogue
-from .catalogue import CATALOGUE, Chapter, chapter, read_json, write_atomic
+from .catalogue import CATALOGUE, Chapter, _row, _typed, read_json, write_atomic
 
 # %% ../nbs/00_foundations/03_records.ipynb #7fc80536
 SCALES = ("quick", "full", "gpu")
@@ -41,7 +41,9 @@ def by_scale(
     gpu: dict | None = None,  # what differs at gpu
 ) -> AttrDict:
     "The numbers at the present scale as attributes; names missing at quick or gpu are full's."
+    _typed(full, dict, "full", "be a dict of numbers")
     for where, numbers in (("quick", quick), ("gpu", gpu)):
+        _typed({} if numbers is None else numbers, dict, where, "be a dict of numbers or None")
         unknown = set(numbers or ()) - set(full)
         if unknown:
             raise ValueError(f"{where} must only hold names that full has, got {sorted(unknown)}")
@@ -86,13 +88,23 @@ def _digits(x) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 # %% ../nbs/00_foundations/03_records.ipynb #90147fa4
+def _formatted(x, spec: str, argument: str) -> str:
+    "A number by a format; `argument` is what the caller calls it."
+    wanted = "be a format of numbers such as '.2f', or a function"
+    _typed(spec, str, argument, wanted)
+    try:
+        return format(x, spec)
+    except ValueError as e:
+        raise ValueError(f"{argument} must {wanted}, got {spec!r} for {x!r}") from e
+
+
 def number(
     x,  # a number, text, None, a bool, an interval (mean, low, high) or a tuple of them
     unit: str = "",  # unit of the number
     spec: str | Callable | None = None,  # a format such as ".2f", or a function x -> text
 ) -> str:
     "The value as text: three significant digits unless `spec` says otherwise; a dash for no value."
-    x = _python(x)
+    x, _ = _python(x), _typed(unit, str, "unit", "be text")
     if callable(spec):
         text = str(spec(x))
     elif isinstance(x, bool):
@@ -104,7 +116,7 @@ def number(
     elif isinstance(x, (tuple, list)):
         text = "[" + ", ".join(number(v, spec=spec) for v in x) + "]"
     elif isinstance(x, (int, float)):
-        text = format(x, spec) if spec else _digits(x)
+        text = _digits(x) if spec is None else _formatted(x, spec, "spec")
     else:
         return str(x)
     return f"{text} {unit}".rstrip()
@@ -149,6 +161,7 @@ def above(
     bound: float,  # in the unit of the evidence
 ) -> Rule:
     "Holds if the 95 % interval lies above the bound."
+    bound = _real(bound, "bound")
     words = f"the 95 % interval lies above {number(bound)}"
     return Rule(words, lambda x: _interval(x).low > bound, bound)
 
@@ -157,6 +170,7 @@ def below(
     bound: float,  # in the unit of the evidence
 ) -> Rule:
     "Holds if the 95 % interval lies below the bound."
+    bound = _real(bound, "bound")
     words = f"the 95 % interval lies below {number(bound)}"
     return Rule(words, lambda x: _interval(x).high < bound, bound)
 
@@ -166,8 +180,9 @@ def within(
     high: float,  # at least `low`
 ) -> Rule:
     "Holds if the 95 % interval lies between the two, ends included."
+    low, high = _real(low, "low"), _real(high, "high")
     if not low <= high:
-        raise ValueError(f"high must be at least low, got {low} and {high}")
+        raise ValueError(f"low and high must be in order, got {low} and {high}")
     words = f"the 95 % interval lies within {number((low, high))}"
     return Rule(words, lambda x: low <= _interval(x).low and x.high <= high)
 
@@ -235,6 +250,9 @@ def measured(
     row: dict,  # a claim as a dict
 ) -> str:
     "What was measured as text, with its unit and interval."
+    _typed(row, dict, "row", "be a claim as a dict")
+    if not {"here", "unit"} <= set(row):
+        raise ValueError(f"row must hold 'here' and 'unit', got {sorted(row)}")
     ends = row.get("interval")
     return f"{number(row['here'], row['unit'])} {number(tuple(ends)) if ends else ''}".rstrip()
 
@@ -246,18 +264,27 @@ def __repr__(self: Claim) -> str:
 # %% ../nbs/00_foundations/03_records.ipynb #a46f046e
 def _plain(x, argument):
     "`x` as a finite Python number or text."
-    x = _scalar(x, argument)
-    if isinstance(x, bool) or not isinstance(x, (int, float, str)):
-        raise TypeError(f"{argument} must be a number or text, got {type(x).__name__}")
+    x = _typed(_scalar(x, argument), (int, float, str), argument, "be a number or text")
     if isinstance(x, float) and not math.isfinite(x):
         raise ValueError(f"{argument} must be finite, or say in words what happened, got {x}")
     return x
 
+
+def _real(x, argument):
+    "`x` as a finite Python number."
+    return _plain(_typed(_scalar(x, argument), (int, float), argument, "be a number"), argument)
+
+
+def _share(p):
+    "`p` as a number in [0, 1], or None."
+    if p is not None and not 0 <= _real(p, "p") <= 1:
+        raise ValueError(f"p must lie in [0, 1], got {p}")
+    return None if p is None else _scalar(p, "p")
+
 # %% ../nbs/00_foundations/03_records.ipynb #43085803
 def _text(x, argument, empty=False):
     "`x`, if it is text."
-    if not isinstance(x, str):
-        raise TypeError(f"{argument} must be text, got {type(x).__name__}")
+    _typed(x, str, argument, "be text")
     if not empty and not x.strip():
         raise ValueError(f"{argument} must not be empty, got {x!r}")
     return x
@@ -277,15 +304,17 @@ def _span(interval):
 # %% ../nbs/00_foundations/03_records.ipynb #63dedc29
 def _counted(n_seeds, seeds):
     "The number of seeds and the seeds, as Python integers; either may be None."
+    if n_seeds is not None:
+        n_seeds = _scalar(n_seeds, "n_seeds")
+        n_seeds = int(_typed(n_seeds, Integral, "n_seeds", "be an integer"))
     try:
         seeds = None if seeds is None else tuple(map(index, seeds))
-        n_seeds = None if n_seeds is None else index(n_seeds)
     except TypeError as e:
-        raise TypeError(
-            f"seeds must be integers and n_seeds their number, got {seeds!r} and {n_seeds!r}"
-        ) from e
+        raise TypeError(f"seeds must be integers, got {seeds!r}") from e
     if None not in (n_seeds, seeds) and n_seeds != len(seeds):
         raise ValueError(f"n_seeds must be the number of seeds, {len(seeds)}, got {n_seeds}")
+    if n_seeds is not None and n_seeds < 1:
+        raise ValueError(f"n_seeds must be >= 1, got {n_seeds}")
     return (len(seeds) if n_seeds is None and seeds is not None else n_seeds), seeds
 
 # %% ../nbs/00_foundations/03_records.ipynb #67558780
@@ -327,10 +356,10 @@ def record(
         "not tested at this scale" if scale() == "quick" else holds,
         None if cell is None else _text(cell, "cell"),
         _text(note, "note", empty=True),
-        None if p is None else _plain(p, "p"),
-        bool(timing),
+        _share(p),
+        _typed(timing, bool, "timing", "be True or False"),
     )
-    c = catalogue.chapter(chapter)
+    c = _row(chapter, "chapter")
     _recorded[(c.name, row.claim, row.scale, row.device)] = row
     if c.kind == "paper" and os.environ.get("PONDERLEARN_RECORD"):
         _write(c.name, Path(os.environ["PONDERLEARN_RECORD"]))
@@ -339,7 +368,7 @@ def record(
 # %% ../nbs/00_foundations/03_records.ipynb #d894429c
 def _known(name):
     "`name`, if it is a chapter's."
-    return chapter(name).name
+    return _row(name, "chapter").name
 
 # %% ../nbs/00_foundations/03_records.ipynb #2df3b958
 def _write(name, folder):
@@ -373,6 +402,7 @@ class Expectation(NamedTuple):
         note: str = "",  # a remark on what was measured
     ) -> Claim:
         "Record what was measured; the verdict and the p-value come from the rule."
+        _text(note, "note", empty=True)
         holds, p = self.decide(here if evidence is None else evidence)
         if _is_interval(here):
             n_seeds = (getattr(here, "n", None) or None) if seeds is None else n_seeds
@@ -438,6 +468,8 @@ def expect(
             f"rule must be a Rule such as above(0) or Rule(words, test), got {type(rule).__name__}"
         )
     _text(rule.words, "rule")
+    for name, flag in (("testable", testable), ("timing", timing)):
+        _typed(flag, bool, name, "be True or False")
     found = Expectation(
         _known(chapter),
         _text(claim, "claim"),
@@ -459,6 +491,8 @@ def settle(
     rows: list[dict],  # claims of one chapter, as dicts
 ) -> list[dict]:
     "The rows after Holm's correction within each scale and device; the input is left as it is."
+    for row in _typed(rows, (list, tuple), "rows", "be a list of claims"):
+        _typed(row, dict, "rows", "be a list of claims, each as a dict,")
     rows, families = [dict(row) for row in rows], {}
     for row in rows:
         if row.get("p") is not None and row["holds"] in HOLDS[:4]:
@@ -517,7 +551,7 @@ def runs(
     chapter: str,  # the chapter's name
 ) -> list[dict]:
     "The committed runs of a chapter (scale, device, seconds, ...), and the present one if timed."
-    c = catalogue.chapter(chapter)
+    c = _row(chapter, "chapter")
     found = _stored(c.name)["runs"]
     if not found and c.notebook:
         run = read_json(catalogue.course_root() / c.notebook)["metadata"].get("ponderlearn")

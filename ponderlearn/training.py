@@ -30,7 +30,17 @@ from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
 
-from ._check import check, check_choice, check_int, check_number, describe, need
+from ponderlearn._check import (
+    check,
+    check_callable,
+    check_choice,
+    check_device,
+    check_int,
+    check_number,
+    check_path,
+    describe,
+    need,
+)
 from .course import scale, write_atomic
 
 # %% ../nbs/00_foundations/08_training.ipynb #49ad340b
@@ -59,6 +69,7 @@ def seeded(
     "A new generator seeded with `seed`, or with `seed` and `step` the way `fit` does it."
     seed = check_int(seed, "seed", low=0, high=2**31 - 1)
     number = seed if step is None else _seed_of(seed, check_int(step, "step", low=0))
+    check_device(device)
     return torch.Generator(device).manual_seed(number)
 
 # %% ../nbs/00_foundations/08_training.ipynb #1b345c89
@@ -117,13 +128,13 @@ def save_checkpoint(
     """Write `state` with its SHA-256, so that a kill leaves the old file or the new one, whole.
 
     TypeError naming the entry that would not load again. Unfinished files of killed runs go."""
+    path = check_path(path)
     try:
         data = _bytes(state)
     except Exception as e:
         name, kind = _culprit(state)
         wanted = "be a tensor, a number, a string, or a dict, list or tuple of them"
         raise TypeError(f"{name} must {wanted}, got {kind}") from e
-    path = Path(path)
     for unfinished in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
         unfinished.unlink(missing_ok=True)
     write_atomic(path, hashlib.sha256(data).digest() + data)
@@ -135,7 +146,8 @@ def load_checkpoint(
     device: str | torch.device = "cpu",  # where the tensors go
 ) -> dict:
     "The saved state; runs no code from it. FileNotFoundError, or ValueError if it is not whole."
-    data = Path(path).read_bytes()
+    check_device(device)
+    data = check_path(path).read_bytes()
     ok = hashlib.sha256(data[32:]).digest() == data[:32]
     wanted = "be a whole file of save_checkpoint"
     check(ok, str(path), wanted, "one with a wrong SHA-256 (damaged, cut off or of another kind)")
@@ -381,6 +393,7 @@ def restore(self: _Run, path, settings: dict) -> None:
 # %% ../nbs/00_foundations/08_training.ipynb #418724f9
 def _optimizer(model: nn.Module, optimizer, lr: float):
     "The optimizer that `fit` was asked for; ValueError if it trains what the model does not hold."
+    lr = check_number(lr, "lr", low=0)
     params = [p for p in model.parameters() if p.requires_grad]
     if optimizer is None or inspect.isclass(optimizer):
         optimizer = (optimizer or torch.optim.Adam)(params, lr=lr)
@@ -490,10 +503,9 @@ def _check_fit(model, **functions) -> None:
     check(isinstance(model, nn.Module), "model", "be a torch.nn.Module", model, TypeError)
     trainable = any(p.requires_grad for p in model.parameters())
     check(trainable, "model", "have a parameter that requires a gradient", "none")
-    for name, f in functions.items():
-        optional = name in ("evaluate", "stop")
-        wanted = "be a function" + " or None" * optional
-        check(callable(f) or (optional and f is None), name, wanted, f, TypeError)
+    for name, (f, call) in functions.items():
+        if f is not None or name in ("loss_fn", "batches"):
+            check_callable(f, name, call)
 
 # %% ../nbs/00_foundations/08_training.ipynb #71f06ee3
 def fit(
@@ -523,7 +535,14 @@ def fit(
     FloatingPointError at the first loss or gradient that is not finite, with the model as before
     that step and the history so far in its `.history`. TypeError or ValueError for what your
     functions return wrongly."""
-    _check_fit(model, loss_fn=loss_fn, batches=batches, evaluate=evaluate, stop=stop)
+    _check_fit(
+        model,
+        loss_fn=(loss_fn, "loss_fn(model, batch) -> loss"),
+        batches=(batches, "batches(step, generator) -> batch"),
+        evaluate=(evaluate, "evaluate(model, step) -> dict"),
+        stop=(stop, "stop(row) -> bool"),
+    )
+    check_device(device)
     accelerator = _accelerator(accelerator)
     steps, seed = check_int(steps, "steps", low=1), check_int(seed, "seed", low=0, high=2**31 - 1)
     clip = None if clip is None else check_number(clip, "clip", low=0, open_low=True)
@@ -568,6 +587,19 @@ def _points(grid) -> list[dict]:
         ok = not {"seed", "error"} & set(point)
         check(ok, "grid", "leave the names 'seed' and 'error' free", point)
     return list(grid)
+
+
+def _check_points(run: Callable, points: list[dict]) -> None:
+    "ValueError unless `run` takes the settings of each point."
+    try:
+        signature = inspect.signature(run)
+    except ValueError:  # of a function written in C
+        return
+    for point in points:
+        try:
+            signature.bind(0, **point)
+        except TypeError as e:
+            raise ValueError(f"grid must hold what run takes, got {point}: {e}") from e
 
 
 def _seeds(seeds) -> list[int]:
@@ -655,9 +687,11 @@ def sweep(
     The rows stand in the order of a plain loop. A run that fails leaves the others alone; its row
     holds the text in a column `error`. Afterwards a RuntimeError names the first with its traceback
     and carries the table in `.table`; or a RuntimeWarning names it."""
-    check(callable(run), "run", "be a function", run, TypeError)
+    check_callable(run, "run", "run(seed, **point)")
     check_choice(on_error, "on_error", ["raise", "warn"])
     points, seeds = _points(grid), _seeds(seeds)
+    _check_points(run, points)
+    n_jobs = None if n_jobs is None else check_int(n_jobs, "n_jobs")
     tasks = list(itertools.product(points, seeds))
     joblib, results = need("joblib"), []
     backend, _ = joblib.parallel.get_active_backend()
@@ -677,6 +711,8 @@ def rows_of(
     """The rows of a sweep at a point, in the order of the seeds, numbered from 0.
 
     ValueError for a name that is no column, or a value that the whole column does not hold."""
+    frame = isinstance(table, need("pandas").DataFrame)
+    check(frame, "table", "be a DataFrame of sweep", describe(table), TypeError)
     hits = np.full(len(table), True)
     for name, value in point.items():
         check(name in table, "point", f"use the names {', '.join(map(str, table))}", name)
@@ -695,6 +731,11 @@ def curves(
     """The steps (n_points,) that have the column in any run, and its values (n_runs, n_points).
 
     NaN where a run has no value, say after it ended early. ValueError for a column of no run."""
+    several = isinstance(histories, Iterable) and not isinstance(histories, str)
+    histories = list(histories) if several else [histories]
+    fine = several and all(isinstance(h, History) for h in histories)
+    check(fine, "histories", "be a list of History", describe(histories), TypeError)
+    check(isinstance(column, str), "column", "be a name", describe(column), TypeError)
     runs = [{row["step"]: row[column] for row in h.rows if column in row} for h in histories]
     names = dict.fromkeys(k for h in histories for row in h.rows for k in row)
     steps = sorted(set().union(*runs))

@@ -12,12 +12,20 @@ import html
 import io
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from ._check import check, check_int, check_number, need
+from ponderlearn._check import (
+    check,
+    check_bool,
+    check_callable,
+    check_int,
+    check_number,
+    describe,
+    need,
+)
 from .cards import Table as Table
 from .cards import table as table
 from .metrics import Interval, paired_interval
@@ -84,24 +92,52 @@ def look(
     )
 
 # %% ../nbs/00_foundations/10_viz.ipynb #8e7fb71f
-def _array(x) -> np.ndarray:
-    "`x` (tensor, array, numbers) as a float array."
+def _array(x, argument: str) -> np.ndarray:
+    "`x` (tensor, array, numbers) as a float array; TypeError if it is none."
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu().double()
-    return np.asarray(x, dtype=float)
+    try:
+        return np.asarray(x, dtype=float)
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"{argument} must hold numbers, got {describe(x)}") from e
+
+
+def _several(x, argument: str, kind: type = object) -> list:
+    "`x` as a list of things of one kind; TypeError if it is none."
+    several = isinstance(x, Iterable) and not isinstance(x, str)
+    ok = several and all(isinstance(one, kind) for one in x)
+    wanted = "be a sequence" + (" of texts" if kind is str else "")
+    check(ok, argument, wanted, describe(x), TypeError)
+    return list(x)
+
+
+def _check_axis(ax) -> None:
+    "TypeError unless `ax` is one axis of matplotlib."
+    ok = isinstance(ax, matplotlib.axes.Axes)
+    check(ok, "ax", "be a matplotlib axis", describe(ax), TypeError)
+
+
+def _check_color(color, argument: str) -> None:
+    "ValueError unless matplotlib knows the color."
+    ok = matplotlib.colors.is_color_like(color)
+    check(ok, argument, "be a color of matplotlib", describe(color))
 
 # %% ../nbs/00_foundations/10_viz.ipynb #078e81a5
 def _groups(groups, labels, colors, paired) -> tuple[list[np.ndarray], list[str]]:
     "The groups as arrays and a color for each, after the checks of `dots`."
-    groups = [_array(group) for group in groups]
+    groups = [_array(g, f"groups[{i}]") for i, g in enumerate(_several(groups, "groups"))]
     check(len(groups) > 0, "groups", "hold at least one group", groups)
     for i, group in enumerate(groups):
         ok = group.ndim == 1 and group.size > 0
         check(ok, f"groups[{i}]", "be a list of scores", f"shape {group.shape}")
         check(bool(np.isfinite(group).all()), f"groups[{i}]", "be finite", "NaN or infinity")
+    labels = _several(labels, "labels", str)
     check(len(labels) == len(groups), "labels", f"have {len(groups)} names", f"{len(labels)}")
+    colors = None if colors is None else _several(colors, "colors")
     fits = colors is None or len(colors) == len(groups)
     check(fits, "colors", f"have {len(groups)} colors", colors)
+    for color in colors or ():
+        _check_color(color, "colors")
     sizes = [len(group) for group in groups]
     same = not paired or len(set(sizes)) == 1
     check(same, "groups", "have equally many scores when paired", str(sizes))
@@ -123,6 +159,8 @@ def dots(
 
     ValueError for an empty or non-finite group, for unequal groups with `paired`, for labels that
     do not fit."""
+    _check_axis(ax)
+    check_bool(paired=paired, horizontal=horizontal)
     groups, colors = _groups(groups, labels, colors, paired)
     places = [
         i + np.linspace(-0.22, 0.10, len(group)) if len(group) > 1 else np.array([i - 0.06])
@@ -172,7 +210,12 @@ def band(
     """Draw the mean over seeds with its pointwise t-interval; return the intervals, one a position.
 
     One seed is drawn as a line without a band. ValueError for wrong shapes, NaN or infinity."""
-    x, ys = _array(x), _array(ys)
+    _check_axis(ax)
+    check_bool(points=points)
+    check(isinstance(label, str), "label", "be text", describe(label), TypeError)
+    if color is not None:
+        _check_color(color, "color")
+    x, ys = _array(x, "x"), _array(ys, "ys")
     check(x.ndim == 1 and x.size > 0, "x", "have shape (n_x,) with n_x >= 1", f"shape {x.shape}")
     ok = ys.ndim == 2 and len(ys) > 0 and ys.shape[1] == len(x)
     check(ok, "ys", f"have shape (n_seeds, {len(x)})", f"shape {ys.shape}")
@@ -192,7 +235,7 @@ def band(
 # %% ../nbs/00_foundations/10_viz.ipynb #74d7bad8
 def _images(images) -> list[np.ndarray]:
     "The images as arrays (H, W) or (H, W, 3), all of one shape."
-    images = [_array(image) for image in images]
+    images = [_array(image, "images") for image in _several(images, "images")]
     check(len(images) > 0, "images", "hold at least one image", images)
     check(len({image.shape for image in images}) == 1, "images", "all have one shape", "several")
     shape = images[0].shape
@@ -206,6 +249,16 @@ def _images(images) -> list[np.ndarray]:
     return [image.transpose(1, 2, 0) for image in images] if shape[0] == 3 else images
 
 # %% ../nbs/00_foundations/10_viz.ipynb #a2d954ad
+def _check_scale(vmin, vmax, cmap) -> None:
+    "The checks of values and colors for `image_grid`."
+    ends = [check_number(v, k) for k, v in (("vmin", vmin), ("vmax", vmax)) if v is not None]
+    check(len(ends) < 2 or ends[0] < ends[1], "vmin and vmax", "be in order", ends)
+    known = isinstance(cmap, matplotlib.colors.Colormap) or (
+        isinstance(cmap, str) and cmap in matplotlib.colormaps
+    )
+    check(known, "cmap", "be a color map of matplotlib", describe(cmap))
+
+
 def image_grid(
     images,  # (n, H, W), (n, 1, H, W), (n, 3, H, W) or (n, H, W, 3), or a list of single ones
     titles: Sequence[str] | None = None,  # one a picture
@@ -221,8 +274,11 @@ def image_grid(
     Color images are clipped to [0, 1]. ValueError for shapes it cannot draw or a number of titles
     that does not fit."""
     images = _images(images)
+    titles = None if titles is None else _several(titles, "titles", str)
     fits = titles is None or len(titles) == len(images)
     check(fits, "titles", f"have {len(images)} names", titles)
+    size = check_number(size, "size", low=0, open_low=True, high=100)
+    _check_scale(vmin, vmax, cmap)
     vmin = min(image.min() for image in images) if vmin is None else vmin
     vmax = max(image.max() for image in images) if vmax is None else vmax
     columns = min(len(images), 8) if n_columns is None else check_int(n_columns, "n_columns", low=1)
@@ -245,8 +301,8 @@ MOST_PICTURES, MOST_BYTES = 80, 350_000  # of all sliders of a notebook
 
 def _stops(stops, argument: str) -> tuple[list[str], list]:
     "Labels and values of the stops: values, (label, value) pairs or a dict label -> value."
-    stops = list(stops.items()) if isinstance(stops, Mapping) else stops
-    stops = stops.tolist() if isinstance(stops, (torch.Tensor, np.ndarray)) else list(stops)
+    stops = list(stops.items()) if isinstance(stops, Mapping) else _several(stops, argument)
+    stops = [s.tolist() if isinstance(s, (torch.Tensor, np.generic)) else s for s in stops]
     pairs = [s if isinstance(s, tuple) and len(s) == 2 else (number(s), s) for s in stops]
     labels, values = [str(label) for label, _ in pairs], [value for _, value in pairs]
     different = len(set(labels)) == len(labels)
@@ -413,6 +469,9 @@ def frames(
     At scale `quick` only 3 stops a slider are drawn. ValueError for too few stops (12, or 7 x 5),
     more than 80 pictures or 350 kB, equal alternative texts or figures of several sizes; TypeError
     when `draw` returns no Figure."""
+    check_callable(draw, "draw", "draw(x) -> Figure")
+    check_callable(alt, "alt", "alt(x) -> text")
+    dpi = check_number(dpi, "dpi", low=10, high=1000)
     axes, first = _checked(x, y, x_label, y_label, start)
     _check_texts(alt, axes)
     if scale() == "quick":

@@ -542,8 +542,8 @@ def test_what_killed_runs_left_is_swept_up(tmp_path):
             ValueError,
             "model must have a parameter that requires a gradient, got none",
         ),
-        ({"loss_fn": None}, TypeError, "loss_fn must be a function, got None"),
-        ({"batches": [1]}, TypeError, "batches must be a function, got list"),
+        ({"loss_fn": None}, TypeError, "loss_fn must be callable as loss_fn.*, got None"),
+        ({"batches": [1]}, TypeError, r"batches must be callable as .*, got list \[1\]"),
         ({"steps": 0}, ValueError, "steps must be >= 1, got 0"),
         ({"steps": 2.5}, TypeError, "steps must be an integer, got 2.5"),
         ({"seed": -1}, ValueError, "seed must lie in 0..2147483647, got -1"),
@@ -564,7 +564,7 @@ def test_what_killed_runs_left_is_swept_up(tmp_path):
             ValueError,
             "hold parameters of model only",
         ),
-        ({"evaluate": 3}, TypeError, "evaluate must be a function or None, got 3"),
+        ({"evaluate": 3}, TypeError, "evaluate must be callable as evaluate.*, got 3"),
         ({"evaluate": lambda m, s: 3}, TypeError, "evaluate must return a dict of numbers, got 3"),
         (
             {"evaluate": lambda m, s: {"loss": 3}},
@@ -819,7 +819,7 @@ def test_zero_is_not_the_default(value):
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"run": 3}, TypeError, "run must be a function, got 3"),
+        ({"run": 3}, TypeError, "run must be callable as run.*, got 3"),
         ({"seeds": 0}, ValueError, "seeds must be >= 1, got 0"),
         ({"seeds": True}, TypeError, "seeds must be an integer, got True"),
         ({"seeds": [1, 1]}, ValueError, "seeds must be at least one and differ"),

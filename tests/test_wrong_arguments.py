@@ -32,7 +32,7 @@ CALLS = [
     for name, make in file.EXAMPLES.items()
 ]
 FIRST = {"act", "pondernet", "sire", "supsup"}
-FIRST |= {"course", "catalogue", "records", "cards", "data", "training", "metrics", "viz"}
+FIRST |= {"catalogue", "records", "cards", "execution", "data", "training", "metrics", "viz"}
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ EXAMPLES = {
         data.check_values,
         x=free(torch.rand(3, 4), "half", "float64"),
         argument=words("x"),
-        low=ok(-1.0, -1, 0, 1.5),
+        low=ok(-1.0, -1, 0, 1.5, 10**30),
         high=ok(2.0, -1, 0, 1.5, 10**30),
     ),
     "check_images": lambda: Call(
@@ -67,8 +67,8 @@ EXAMPLES = {
     "read_off": lambda: Call(data.read_off, path=OFF, limit=1000),
     "sample_surface": lambda: Call(
         data.sample_surface,
-        points=corner()[0],
-        faces=ok(corner()[1], "rows"),
+        points=ok(corner()[0], "meta"),  # all goes to the CPU
+        faces=ok(corner()[1], "rows", "meta"),
         n_points=3,
         seed=ok(1, 0),
     ),

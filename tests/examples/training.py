@@ -28,9 +28,8 @@ def fit():
         batches=ok(batches, *RETURNS),
         steps=2,
         optimizer=torch.optim.SGD,
-        lr=ok(0.1, 1.5, 10**30),
+        lr=ok(0.1, 0, 1.5, 10**30),
         seed=ok(1, 0),
-        generator=torch.Generator(),
         schedule="cosine",
         clip=ok(1.0, 1.5, 10**30),
         evaluate=lambda model, step: {"size": model.weight.norm()},
@@ -58,13 +57,25 @@ def run(seed, width):
 def sweep():
     return Call(
         training.sweep,
-        run=run,
+        run=ok(run, "returns nothing"),
         seeds=ok(2, "list"),
         grid={"width": [1, 2]},
         n_jobs=1,
         bar=False,
         on_error="raise",
-    ).then(lambda table: table["score"].tolist())
+    ).then(scores)
+
+
+def table():
+    return training.sweep(run, 2, {"width": [1, 2]}, n_jobs=1, bar=False)
+
+
+def scores(frame):
+    return frame["score"].tolist()
+
+
+def history():
+    return training.History([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
 
 
 EXAMPLES = {
@@ -74,7 +85,6 @@ EXAMPLES = {
     "progress": lambda: Call(
         training.progress,
         total=ok(3, 0),
-        what=words("a"),
         unit=words("run"),
         bar=False,
         initial=ok(1, 0),
@@ -83,6 +93,10 @@ EXAMPLES = {
     "load_checkpoint": load_checkpoint,
     "fit": fit,
     "sweep": sweep,
+    "rows_of": lambda: Call(training.rows_of, table=table(), width=ok(2, 1, True)).then(scores),
+    "curves": lambda: Call(
+        training.curves, histories=ok([history(), history()], "entry less"), column="loss"
+    ),
 }
 WITHOUT = {"History": "made by fit, not by hand"}
 ALLOWED = {}

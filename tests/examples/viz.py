@@ -52,11 +52,11 @@ EXAMPLES = {
     "frames": lambda: Call(
         viz.frames,
         draw=draw,
-        x=ok(list(range(15)), "entry less"),
+        x=ok(list(range(15)), "entry less", "None inside"),
         alt=lambda x: f"A line up to {x}.",
         x_label=words("end"),
         start=ok(2, 0),
         dpi=20,
-    ),
+    ).then(lambda box: box.still),
 }
 ALLOWED = {}

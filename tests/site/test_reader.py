@@ -316,6 +316,7 @@ def test_a_bad_notebook_fails_the_build(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_addresses_and_second_build(tmp_path):
     folder = small_course(
         tmp_path / "c",
