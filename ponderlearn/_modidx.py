@@ -786,6 +786,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                                'ponderlearn/multitask/supsup.py'),
                                               'ponderlearn.multitask.supsup._mixed': ( 'nbs/07_multitask/supsup.html#_mixed',
                                                                                        'ponderlearn/multitask/supsup.py'),
+                                              'ponderlearn.multitask.supsup._places': ( 'nbs/07_multitask/supsup.html#_places',
+                                                                                        'ponderlearn/multitask/supsup.py'),
                                               'ponderlearn.multitask.supsup._projected_slope': ( 'nbs/07_multitask/supsup.html#_projected_slope',
                                                                                                  'ponderlearn/multitask/supsup.py'),
                                               'ponderlearn.multitask.supsup._read': ( 'nbs/07_multitask/supsup.html#_read',

@@ -889,6 +889,22 @@ def test_a_task_as_a_plain_network():
     assert torch.equal(plain(x), net(x, task=1))
 
 
+@pytest.mark.parametrize("shared", ["a layer twice", "a weight in two layers"])
+def test_shared_weights(shared):
+    one, two = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    two.weight = one.weight
+    base = nn.Sequential(one, nn.ReLU(), one if shared == "a layer twice" else two)
+    net, x = random_net(base, 2), torch.randn(3, 4, generator=seeded())
+    assert list(net.store.shapes) == ["0.weight"]
+    w = net.base[0].weight * net.store[1]["0.weight"]
+    for _ in range(2):
+        torch.testing.assert_close(net(x, task=1), (x @ w.T).relu() @ w.T)
+    plain = copy.deepcopy(base)
+    plain.load_state_dict(net.task_state_dict(1))
+    assert torch.equal(plain(x), net(x, task=1))
+    assert infer_task(net, x, method="binary").task in (0, 1)
+
+
 def test_given_weights_stay():
     base, x = dense(6, 20, 5), torch.randn(2, 6, generator=seeded())
     net = SupSup(base, keep_weights=True)

@@ -167,10 +167,10 @@ def unpack_bits(
 
 def coded_bytes(
     mask: Tensor,  # bool or 0/1, any shape
-    coding: str = "bits",  # one bit a weight, or "entropy": bound for independent bits,
-    # or "index16": 2 bytes a one
+    coding: str = "bits",  # "bits"; "entropy": bound for independent bits; "index16": 2 bytes a one
 ) -> int:
-    """Bytes that `mask` takes under a coding: the mask alone, since the weights are a seed.
+    """Bytes that `mask` takes under a coding, "bits" being one a weight. The mask alone counts, since
+    the weights are a seed.
 
     ValueError for an unknown coding, or values other than 0 and 1.
 
@@ -547,6 +547,17 @@ def _masked_shapes(base: nn.Module, allow_extra: bool) -> dict[str, tuple[int, .
     check(allow_extra or not extra, "base", words, ", ".join(extra))
     return {name: tuple(known[name].shape) for name in names}
 
+
+def _places(base: nn.Module, fixed: dict[str, Tensor]) -> dict[str, str]:
+    "Every place where a masked weight is used, layers that share one among them -> its name."
+    names = {id(weight): name for name, weight in fixed.items()}
+    return {
+        f"{m}.{key}".lstrip("."): names[id(weight)]
+        for m, part in base.named_modules()
+        for key, weight in part.named_parameters(recurse=False)
+        if id(weight) in names
+    }
+
 # %% ../../nbs/07_multitask/01_supsup.ipynb #d86f3e19
 class SupSup(nn.Module):
     """A network with fixed random weights and one binary mask a task (supsup-mask).
@@ -590,13 +601,11 @@ class SupSup(nn.Module):
         self.seed, self.n_outputs = check_int(seed, "seed", low=0), {}
         self.base = copy.deepcopy(base).requires_grad_(False)
         shapes = _masked_shapes(self.base, allow_extra)
-        self.tied = len(list(self.base.named_parameters(remove_duplicate=False))) > len(
-            list(self.base.parameters())
-        )
         fixed = [self.base.get_parameter(name) for name in shapes]
         generator = torch.Generator().manual_seed(self.seed)
         for weight in [] if keep_weights else fixed:
             signed_constant_(weight, generator=generator)
+        self.places = _places(self.base, dict(zip(shapes, fixed, strict=True)))
         self.store = MaskStore(shapes, device=fixed[0].device)
         self.register_parameter("scores", None)
 
@@ -730,8 +739,9 @@ def _fixed(self: SupSup) -> dict[str, Tensor]:
 def _call(self: SupSup, weights: dict[str, Tensor], x: Tensor) -> Tensor:
     "The network's output with these weights; an error names `x` where it does not fit."
     check_tensor(x, "x", like=next(iter(weights.values())))
+    used = {place: weights[name] for place, name in self.places.items()}
     try:
-        y = functional_call(self.base, weights, (x,), tie_weights=self.tied)
+        y = functional_call(self.base, used, (x,), tie_weights=False)
     except (RuntimeError, IndexError) as e:
         if type(e) not in (RuntimeError, IndexError):
             raise  # out of memory, not a wrong shape
@@ -958,14 +968,15 @@ def superfluous_objective(
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #b11cf0ae
 class TaskInference(NamedTuple):
-    "The task found, how far it stands out, and what the decision was based on."
+    """The task found, how far it stands out, and what the decision was based on.
+
+    The margin (supsup-margin) is that of the least entry of `gradient`, in standard deviations of
+    the others; below 3 the answer is a guess, whatever the score (supsup-new)."""
 
     task: int  # number of the mask; -1 if no known task fits
-    score: float  # k max softmax(-gradient), in 1 .. k (supsup-new); NaN where it means nothing:
-    # with one mask, and with "exhaustive"
+    score: float  # k max softmax(-gradient), in 1 .. k; NaN with one mask, and with "exhaustive"
     gradient: Tensor  # (k,): gradient at the equal mixture; with "exhaustive" each mask's value
-    margin: float  # from the least entry of `gradient` to the mean of the others, in their standard
-    # deviations (supsup-margin); below 3 the answer is a guess; NaN with fewer than 3 masks
+    margin: float  # how far the answer stands from the others; NaN with fewer than 3 masks
 
 
 def _margin(slope: Tensor) -> float:
