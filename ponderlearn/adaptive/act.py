@@ -240,9 +240,9 @@ class ACTCell(_Repeated):
     """Adaptive Computation Time around any recurrent cell: as many updates per input as the halting
     unit asks for (act-states to act-mean).
 
-    The cell's weights stay its own. `compact=False` computes all `max_steps` for all rows and never
-    looks at the data: for torch.compile, torch.export and torch.vmap. ValueError or TypeError for a
-    bad argument, and if no `hidden_size` is given or known.
+    `compact=False` computes all `max_steps` for all rows and never looks at the data: for
+    torch.compile, torch.export and torch.vmap. ValueError or TypeError for a bad argument, and if
+    no `hidden_size` is given or known.
 
     >>> layer = ACTCell(nn.GRUCell(7, 5), max_steps=10)  # 6 features and the flag
     >>> out = layer(torch.randn(4, 6))
