@@ -67,7 +67,7 @@ LIMIT = Size(0, 750, 350, 30, 8, 500, 75)
 LONG = {
     "act": Size(0, 921, 446, 30, 13, 790, 105),
     "pondernet": Size(0, 960, 402, 30, 13, 915, 140),
-    "sire": Size(41, 988, 396, 66, 20, 1680, 160),
+    "sire": Size(0, 992, 396, 30, 13, 899, 115),
     "supsup": Size(0, 918, 350, 30, 14, 840, 126),
 }
 LATE_SUMMARY = {"act", "pondernet", "sire", "supsup"}  # it stood before 'Where it went next'
