@@ -38,7 +38,7 @@ def leaves(
     if isinstance(tree, Tensor):
         return [tree]
     found = [leaf for leaf in _flatten(tree, argument)[0] if isinstance(leaf, Tensor)]
-    check(bool(found), argument, _TREE, tree, TypeError)
+    check(len(found) > 0, argument, _TREE, tree, TypeError)
     return found
 
 # %% ../nbs/00_foundations/06_nested.ipynb #e07d4b58

@@ -225,6 +225,19 @@ def _scalar(x, argument):
         )
     return x.item() if hasattr(x, "item") else x
 
+# %% ../nbs/00_foundations/03_records.ipynb #a46f046e
+def _plain(x, argument):
+    "`x` as a finite Python number or text."
+    x = _typed(_scalar(x, argument), (int, float, str), argument, "be a number or text")
+    if isinstance(x, float) and not math.isfinite(x):
+        raise ValueError(f"{argument} must be finite, or say in words what happened, got {x}")
+    return x
+
+
+def _real(x, argument):
+    "`x` as a finite Python number."
+    return _plain(_typed(_scalar(x, argument), (int, float), argument, "be a number"), argument)
+
 # %% ../nbs/00_foundations/03_records.ipynb #58d02cbc
 class Claim(NamedTuple):
     "A claim of a paper, and what was measured. Rows are told apart by (claim, scale, device)."
@@ -261,26 +274,6 @@ def measured(
 def __repr__(self: Claim) -> str:
     return f"{self.holds}: {self.claim} – here: {measured(self._asdict())} – if {self.rule}"
 
-# %% ../nbs/00_foundations/03_records.ipynb #a46f046e
-def _plain(x, argument):
-    "`x` as a finite Python number or text."
-    x = _typed(_scalar(x, argument), (int, float, str), argument, "be a number or text")
-    if isinstance(x, float) and not math.isfinite(x):
-        raise ValueError(f"{argument} must be finite, or say in words what happened, got {x}")
-    return x
-
-
-def _real(x, argument):
-    "`x` as a finite Python number."
-    return _plain(_typed(_scalar(x, argument), (int, float), argument, "be a number"), argument)
-
-
-def _share(p):
-    "`p` as a number in [0, 1], or None."
-    if p is not None and not 0 <= _real(p, "p") <= 1:
-        raise ValueError(f"p must lie in [0, 1], got {p}")
-    return None if p is None else _scalar(p, "p")
-
 # %% ../nbs/00_foundations/03_records.ipynb #43085803
 def _text(x, argument, empty=False):
     "`x`, if it is text."
@@ -316,6 +309,13 @@ def _counted(n_seeds, seeds):
     if n_seeds is not None and n_seeds < 1:
         raise ValueError(f"n_seeds must be >= 1, got {n_seeds}")
     return (len(seeds) if n_seeds is None and seeds is not None else n_seeds), seeds
+
+
+def _share(p):
+    "`p` as a number in [0, 1], or None."
+    if p is not None and not 0 <= _real(p, "p") <= 1:
+        raise ValueError(f"p must lie in [0, 1], got {p}")
+    return None if p is None else _scalar(p, "p")
 
 # %% ../nbs/00_foundations/03_records.ipynb #67558780
 _recorded: dict[tuple, Claim] = {}  # (chapter, claim, scale, device) -> row

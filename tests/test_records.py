@@ -404,6 +404,8 @@ def test_record_refuses(changes, error):
             ValueError,
             "n_seeds must be the number of seeds, 2, got 3",
         ),
+        (dict(n_seeds=0), ValueError, "n_seeds must be >= 1, got 0"),
+        (dict(p=1.5), ValueError, r"p must lie in \[0, 1\], got 1.5"),
         (dict(rule=" "), ValueError, "rule must not be empty, got ' '"),
         (dict(rule=None), TypeError, "rule must be text, got NoneType"),
         (dict(cell=3), TypeError, "cell must be text, got int"),

@@ -829,6 +829,11 @@ def test_zero_is_not_the_default(value):
         ({"grid": {"x": 3}}, TypeError, r"grid\['x'\] must be a list of values, got 3"),
         ({"grid": {"x": "abc"}}, TypeError, r"grid\['x'\] must be a list of values, got 'abc'"),
         ({"grid": {"x": []}}, ValueError, "grid must hold at least one point, got none"),
+        (
+            {"grid": {"x": [1], "typo": [2]}},
+            ValueError,
+            "grid must hold what run takes, got .*typo",
+        ),
         ({"grid": [3]}, TypeError, "grid must hold dicts whose keys are names"),
         ({"grid": {"seed": [1]}}, ValueError, "grid must leave the names 'seed' and 'error' free"),
         ({"on_error": "ignore"}, ValueError, "on_error must be one of 'raise', 'warn', got ignore"),

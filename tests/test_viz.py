@@ -382,3 +382,8 @@ def test_letters_are_large_enough_on_a_phone():
     width = plt.rcParams["figure.figsize"][0] * 72
     for name in ("axes.labelsize", "xtick.labelsize", "legend.fontsize"):
         assert plt.rcParams[name] * 340 / width >= 9
+
+
+def test_a_scale_of_images_is_in_order():
+    with pytest.raises(ValueError, match=r"vmin and vmax must be in order, got list \[2.0, 1.0\]"):
+        viz.image_grid(torch.zeros(1, 2, 2), vmin=2, vmax=1)

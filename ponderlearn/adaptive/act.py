@@ -8,7 +8,6 @@ __all__ = ['ACTWeights', 'act_weights', 'ponder_cost', 'ACTState', 'ACTCell', 'R
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #a7c462df
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+# %% ../../nbs/01_adaptive/01_act.ipynb #0b6d42c8
 from ponderlearn._check import (
     check,
     check_bool,
@@ -240,9 +240,9 @@ class ACTCell(_Repeated):
     """Adaptive Computation Time around any recurrent cell: as many updates per input as the halting
     unit asks for (act-states to act-mean).
 
-    The cell's weights stay its own. `compact=False` computes all `max_steps` for all rows and never
-    looks at the data: for torch.compile, torch.export and torch.vmap. ValueError or TypeError for a
-    bad argument, and if no `hidden_size` is given or known.
+    `compact=False` computes all `max_steps` for all rows and never looks at the data: for
+    torch.compile, torch.export and torch.vmap. ValueError or TypeError for a bad argument, and if
+    no `hidden_size` is given or known.
 
     >>> layer = ACTCell(nn.GRUCell(7, 5), max_steps=10)  # 6 features and the flag
     >>> out = layer(torch.randn(4, 6))
@@ -328,7 +328,7 @@ def _run_whole(self: ACTCell, first: tuple, later: tuple, update: Callable, stat
     mean, live, weights = None, None, []
     for n in range(1, self.max_steps + 1):
         new = update(first if n == 1 else later, state)
-        state = new if n == 1 else tree_map(partial(_choose, live), new, state, argument=_RETURNED)
+        state = new if n == 1 else _chosen(live, new, state)
         h = self._activation(state)  # (act-halting)
         if n == 1:
             left, total, live = torch.ones_like(h), torch.zeros_like(h), torch.ones_like(h) > 0
@@ -347,16 +347,23 @@ def _run_whole(self: ACTCell, first: tuple, later: tuple, update: Callable, stat
 _RETURNED = "what cell returns"
 
 
-def _choose(live: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(align(live, new), new, old)
+def _chosen(live: Tensor, new, old):
+    "The new state of the rows that go on, the old one of the others."
+    return tree_map(
+        lambda new, old: torch.where(align(live, new), new, old.to(new.dtype)),
+        new,
+        old,
+        argument=_RETURNED,
+    )
 
 
 def _added(w: Tensor, state, mean):
     "The weighted state, added to the mean of the steps before (act-mean)."
     if mean is None:
         return tree_map(lambda s: align(w, s) * s, state)
-    add = lambda s, m: torch.addcmul(m, align(w, s), s.to(m.dtype))
-    return tree_map(add, state, mean, argument=_RETURNED)
+    return tree_map(
+        lambda s, m: torch.addcmul(m, align(w, s), s.to(m.dtype)), state, mean, argument=_RETURNED
+    )
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #c27e90b4
 @patch
@@ -370,8 +377,7 @@ def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> 
     while True:
         n += 1
         new = update(inputs, state)
-        masked = live is not None
-        state = tree_map(partial(_choose, live), new, state, argument=_RETURNED) if masked else new
+        state = new if live is None else _chosen(live, new, state)
         h = self._activation(state)
         if n == 1:
             left, total = torch.ones_like(h), torch.zeros_like(h)
@@ -422,8 +428,9 @@ def _collect(self: ACTCell, done: list, log: list, state) -> ACTState:
     _, count, left, mean = done[0]
     if len(done) > 1:
         order = torch.cat([piece[0] for piece in done]).argsort()
-        join = lambda *parts: torch.cat(parts).index_select(0, order)
-        count, left, mean = tree_map(join, *(piece[1:] for piece in done))
+        pieces = (piece[1:] for piece in done)
+        joined = tree_map(lambda *parts: torch.cat(parts).index_select(0, order), *pieces)
+        count, left, mean = joined
     weights = None
     if self.return_weights:
         weights = torch.stack([w.new_zeros(len(count)).index_copy(0, rows, w) for rows, w in log])
@@ -634,9 +641,13 @@ def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
         outputs.append(check_returns(read, "output", rows=x.shape[0]))
         taken.append(out[1:])
     steps, remainder, weights = zip(*taken, strict=True)
-    join = lambda parts: parts[0].unsqueeze(1) if len(parts) == 1 else torch.stack(parts, 1)
-    final = ACTState(state, join(steps), join(remainder), _joined(weights))
-    return ACTSequence(join(outputs), final)
+    final = ACTState(state, _in_time(steps), _in_time(remainder), _joined(weights))
+    return ACTSequence(_in_time(outputs), final)
+
+
+def _in_time(parts) -> Tensor:
+    "Tensors (B, ...) of each time as (B, T, ...)."
+    return parts[0].unsqueeze(1) if len(parts) == 1 else torch.stack(parts, 1)
 
 
 def _joined(weights: tuple) -> Tensor | None:
@@ -656,15 +667,19 @@ def _step(self: ACTRNN, first: tuple, later: tuple, update: Callable, state, rea
     if getattr(cell, "compact", False):
         rows = real.nonzero().squeeze(1)
         out = cell._run(*take_rows((first, later), rows), update, take_rows(state, rows))
-        spread = lambda s: s.new_zeros(len(real), *s.shape[1:]).index_copy(0, rows, s)
-        weights = None if out.weights is None else spread(out.weights.t()).t()
-        out = ACTState(*tree_map(spread, out[:3]), weights)
+        weights = None if out.weights is None else out.weights.t()
+        *numbers, weights = tree_map(lambda s: _spread(s, rows, len(real)), (*out[:3], weights))
+        out = ACTState(*numbers, weights if weights is None else weights.t())
     else:
         out = cell._run(first, later, update, state)
     old = tree_map(torch.zeros_like, out.state) if state is None else state
-    pick = lambda new, old: torch.where(align(real, new), new, old.to(new.dtype))
-    zero = lambda v: None if v is None else torch.where(real, v, 0)
-    return ACTState(tree_map(pick, out.state, old, argument=_RETURNED), *map(zero, out[1:]))
+    numbers = (v if v is None else torch.where(real, v, 0) for v in out[1:])
+    return ACTState(_chosen(real, out.state, old), *numbers)
+
+
+def _spread(x: Tensor, rows: Tensor, n: int) -> Tensor:
+    "`x` at these of `n` rows, 0 at the others."
+    return x.new_zeros(n, *x.shape[1:]).index_copy(0, rows, x)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #0e6c4117
 def _integers(low: int, high: int, shape: tuple, generator) -> Tensor:

@@ -378,7 +378,7 @@ def permutation_gap(
     groups: Tensor | None = None,  # (T,) integer, contiguous: elements move only inside a group
     generator: torch.Generator | None = None,  # source of randomness
 ) -> Tensor:
-    """Standard deviation (B,) of the output over random orders of x: how far (sire-condition) fails.
+    """Standard deviation (B,) of the output over random orders: how far (sire-condition) fails.
 
     Root mean square over the output's entries, in evaluation mode, float32 at least. ValueError for
     groups in pieces, bad lengths or a model that returns other rows.
@@ -764,8 +764,9 @@ def _folds(K: int) -> nn.Sequential:
 def half_range(
     values: Tensor,  # (B, T), T even
 ) -> Tensor:
-    """Largest value of the first half minus the smallest of the second, (B,): (sire-condition) holds
-    for exchanges inside a half alone.
+    """Largest value of the first half minus the smallest of the second, (B,).
+
+    (sire-condition) holds for exchanges inside a half alone.
 
     ValueError for an odd length or no values, TypeError for a dtype that is not floating.
 

@@ -60,7 +60,7 @@ def sweep():
         run=ok(run, "returns nothing"),
         seeds=ok(2, "list"),
         grid={"width": [1, 2]},
-        n_jobs=1,
+        n_jobs=ok(1, -1, 0),  # as many as there are cores
         bar=False,
         on_error="raise",
     ).then(scores)

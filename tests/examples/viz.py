@@ -1,5 +1,6 @@
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from mistakes import Call, ok, words
 
 from ponderlearn import viz
@@ -11,10 +12,7 @@ def axes():
 
 
 def draw(x):
-    plt.close("all")
-    fig, ax = plt.subplots(figsize=(0.3, 0.3))
-    ax.plot([0, x])
-    return fig
+    return Figure(figsize=(0.3, 0.3), facecolor=(x / 20, 0, 0))
 
 
 EXAMPLES = {
@@ -52,9 +50,9 @@ EXAMPLES = {
     "frames": lambda: Call(
         viz.frames,
         draw=draw,
-        x=ok(list(range(15)), "entry less", "None inside"),
-        alt=lambda x: f"A line up to {x}.",
-        x_label=words("end"),
+        x=ok(list(range(12)), "None inside"),
+        alt=lambda x: f"Red, {x} of 20.",
+        x_label=words("red"),
         start=ok(2, 0),
         dpi=20,
     ).then(lambda box: box.still),
