@@ -1,9 +1,12 @@
-"""PonderNet: a training step beside labml-nn's, and early exit beside running all steps.
+"""PonderNet: a training step beside labml-nn's and beside a plain loop, and early exit.
 
 Training: the same GRU (batch 128, hidden 64, N = 20) on parity, the same loss and optimizer. Of
 labml-nn only the one file with PonderNet is loaded, as its package needs much else. Its KL has the
-arguments the other way round and a prior that is not normalized; the work is the same. Early exit:
-N = 20 and 3 steps on average; the outputs of both sides are compared at equal halting steps.
+arguments the other way round and a prior that is not normalized; the work is the same. The plain
+loop is what one writes by hand: the cell, the heads and the loss step by step, from the same
+weights; gradients of both sides are compared. So are padded sets beside sets cut to equal length,
+and gradients of each input by `torch.func` beside one backward pass an input. Early exit: N = 20
+and 3 steps on average; the outputs of both sides are compared at equal halting steps.
 
 Run with `make bench`, or: python benchmarks/pondernet.py
 """
@@ -18,7 +21,16 @@ from compare import interleaved, save
 from torch import nn
 
 from ponderlearn.adaptive.act import parity
-from ponderlearn.adaptive.pondernet import GRUStep, PonderNet, halting_steps, ponder_loss
+from ponderlearn.adaptive.pondernet import (
+    AttentionStep,
+    GRUStep,
+    PonderNet,
+    TransformerStep,
+    geometric_prior,
+    halting_steps,
+    ponder_loss,
+    step_losses,
+)
 
 BATCH, HIDDEN, N, BITS = 128, 64, 20, 8
 
@@ -48,11 +60,9 @@ def training(repeats: int = 301) -> dict:
 
     def run_ours():
         out = ours(x)
-        losses = F.binary_cross_entropy_with_logits(
-            out.outputs.squeeze(-1), y.expand(N, -1), reduction="none"
-        )
+        losses = step_losses(out, y[:, None], F.binary_cross_entropy_with_logits)
         ours_optimizer.zero_grad()
-        ponder_loss(losses, out.logits, 0.2, 0.01, log_p=out.log_p).loss.backward()
+        ponder_loss(losses, out, 0.2, 0.01).loss.backward()
         ours_optimizer.step()
 
     def run_theirs():
@@ -67,6 +77,136 @@ def training(repeats: int = 301) -> dict:
         "beside": "labml-nn",
         **interleaved(run_ours, run_theirs, repeats=repeats),
     }
+
+
+def plain_loss(step, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    "PonderNet's loss, step by step, in probabilities in the last sum only."
+    state, log_survival, total, kl = None, 0.0, 0.0, 0.0
+    for n, log_prior in enumerate(geometric_prior(0.2, N, log=True)):
+        output, logit, state = step(x, state)
+        log_p = log_survival + (F.logsigmoid(logit) if n < N - 1 else 0.0)
+        log_survival = log_survival + F.logsigmoid(-logit)
+        losses = F.cross_entropy(output, y, reduction="none")
+        total = total + log_p.exp() * losses
+        kl = kl + log_p.exp() * (log_p - log_prior)
+    return (total + 0.01 * kl).mean()
+
+
+def torchs_gru(step: GRUStep):
+    "The step with torch's own cell."
+
+    def call(x, state):
+        state = step.cell(x, state)
+        return *step.heads(state), state
+
+    return call
+
+
+STEPS = {
+    "GRU": (lambda: GRUStep(BITS, HIDDEN, 3), torchs_gru, (BATCH, BITS)),
+    "LSTM": (lambda: GRUStep(BITS, HIDDEN, 3, cell="lstm"), lambda step: step, (BATCH, BITS)),
+    "attention": (lambda: AttentionStep(32, HIDDEN, 3), lambda step: step, (BATCH, 16, 32)),
+    "transformer": (lambda: TransformerStep(32, 4, 3), lambda step: step, (BATCH, 16, 32)),
+}
+
+
+def beside_plain(kind: str, repeats: int) -> dict:
+    "Loss and gradient of a network beside the loop that one writes by hand."
+    torch.manual_seed(0)
+    make, plain_of, shape = STEPS[kind]
+    step, x, y = make(), torch.randn(shape), torch.randint(0, 3, (BATCH,))
+    net, plain = PonderNet(step, N), plain_of(step)
+
+    def ours():
+        step.zero_grad()
+        out = net(x)
+        ponder_loss(step_losses(out, y), out, 0.2, 0.01).loss.backward()
+        return [p.grad.clone() for p in step.parameters()]
+
+    def theirs():
+        step.zero_grad()
+        plain_loss(plain, x, y).backward()
+        return [p.grad.clone() for p in step.parameters()]
+
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours(), theirs(), strict=True))
+    what = f"loss and gradient, {kind}, batch {BATCH}, N = {N}"
+    return {"what": what, "beside": "plain loop", **interleaved(ours, theirs, repeats=repeats)}
+
+
+def written_out(repeats: int) -> dict:
+    "The GRU's written-out gradient beside autograd's over the same updates."
+    torch.manual_seed(0)
+    step, x, y = GRUStep(BITS, HIDDEN, 3), torch.randn(BATCH, BITS), torch.randint(0, 3, (BATCH,))
+    net = PonderNet(step, N)
+
+    def run(unroll):
+        step.unroll = unroll
+        step.zero_grad()
+        out = net(x)
+        ponder_loss(step_losses(out, y), out, 0.2, 0.01).loss.backward()
+
+    def update_by_update(x, state, n_steps):
+        states = []
+        for _ in range(n_steps):
+            states.append(state := step.advance(x, state))
+        return torch.stack(states)
+
+    what = f"written-out gradient of the GRU, batch {BATCH}, hidden {HIDDEN}, N = {N}"
+    whole = GRUStep.unroll.__get__(step)
+    times = interleaved(lambda: run(whole), lambda: run(update_by_update), repeats=repeats)
+    return {"what": what, "beside": "autograd", **times}
+
+
+def padded(repeats: int) -> dict:
+    "Sets of 1 to 16 tokens in one padded batch, beside one batch a length."
+    torch.manual_seed(0)
+    net = PonderNet(AttentionStep(32, HIDDEN, 3), N)
+    tokens, lengths = torch.randn(BATCH, 16, 32), torch.randint(1, 17, (BATCH,))
+    key_mask = torch.arange(16) < lengths[:, None]
+    groups = [tokens[lengths == n, :n] for n in lengths.unique()]
+
+    @torch.no_grad()
+    def ours():
+        return net((tokens, key_mask)).outputs
+
+    @torch.no_grad()
+    def theirs():
+        return [net(group).outputs for group in groups]
+
+    wanted = torch.cat(theirs(), 1)
+    assert torch.allclose(ours()[:, lengths.argsort(stable=True)], wanted, atol=1e-5)
+    what = f"padded sets, attention, batch {BATCH}, N = {N}"
+    times = interleaved(ours, theirs, repeats=repeats)
+    return {"what": what, "beside": "a batch a length", **times}
+
+
+def each_gradient(repeats: int) -> dict:
+    "The gradient of each input's loss, by torch.func beside a backward pass an input."
+    torch.manual_seed(0)
+    net, x, y = (
+        PonderNet(GRUStep(BITS, HIDDEN, 3), N),
+        torch.randn(32, BITS),
+        torch.zeros(32).long(),
+    )
+    params = dict(net.named_parameters())
+
+    def loss(params, x, y):
+        out = torch.func.functional_call(net, params, (x,))
+        return ponder_loss(step_losses(out, y), out, 0.2, 0.01).loss
+
+    each = torch.vmap(torch.func.grad(loss), (None, 0, 0))
+
+    def ours():
+        return each(params, x[:, None], y[:, None])
+
+    def theirs():
+        parts = zip(x[:, None], y[:, None], strict=True)
+        return [torch.autograd.grad(loss(params, a, b), params.values()) for a, b in parts]
+
+    for mine, other in zip(ours().values(), zip(*theirs(), strict=True), strict=True):
+        assert torch.allclose(mine, torch.stack(other), atol=1e-5)
+    what = f"gradients of 32 inputs, GRU, hidden {HIDDEN}, N = {N}"
+    return {"what": what, "beside": "a pass an input", **interleaved(ours, theirs, repeats=repeats)}
 
 
 def early_exit(batch: int, hidden: int, repeats: int) -> dict:
@@ -102,7 +242,8 @@ def early_exit(batch: int, hidden: int, repeats: int) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = [training()]
+    rows = [training(), *(beside_plain(kind, 41) for kind in STEPS)]
+    rows += [written_out(101), padded(41), each_gradient(21)]
     for batch, hidden, repeats in (
         (4096, 64, 31),
         (4096, 256, 11),

@@ -2,9 +2,11 @@
 
 The cost: a training step with one pair (prefix, both orders, backward pass) beside the plain step
 of the same network, and SIRE beside the same thing written out, a cell in a loop over time and the
-two orders one after the other. No package offers the regularizer. The networks: the same sets,
-widths and numbers of blocks, forward and backward; torch-geometric takes all elements in one long
-list with the number of their set.
+two orders one after the other. No package offers the regularizer. Then the same step on rows of
+different lengths, padded and packed, with two layers, and beside what one would do instead: nine
+pairs, the loss on outputs, the Set Transformer. The networks: the same sets, widths and numbers of
+blocks, forward and backward; torch-geometric takes all elements in one long list with the number of
+their set.
 
 Run with `make bench`, or: python benchmarks/sire.py
 """
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from compare import interleaved, save
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from ponderlearn._nested import mlp
 from ponderlearn.architectures.sire import (
@@ -23,6 +26,8 @@ from ponderlearn.architectures.sire import (
     DeepSets,
     SetRNN,
     SetTransformer,
+    output_invariance_loss,
+    permutation_gap,
     sire_loss,
 )
 
@@ -65,6 +70,76 @@ def cost(kind: str, repeats: int, b: int = B, t: int = T, detach_prefix: bool = 
         "what": f"training step, {kind}, {b} sequences of {t}, one pair{end}",
         "beside": "the plain step",
         **interleaved(regularized, plain, repeats=repeats, warmup=60),
+    }
+
+
+def users(repeats: int) -> list[dict]:
+    "What a network of one's own asks for: layers, lengths, packed sequences, and the rivals."
+    torch.manual_seed(0)
+    two = SetRNN(nn.GRU(D, H, 2, batch_first=True), nn.Linear(H, 1))
+    net, x, y = problem("GRU")
+    lengths = torch.arange(B) % T + 1
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+
+    def step(net, data, penalty, **more):
+        return step_of(net, lambda: F.mse_loss(net(data, **more), y) + 0.1 * penalty())
+
+    def none():
+        return 0.0
+
+    def sire(net=net, data=x, **more):
+        return lambda: sire_loss(net.rnn, data, **more)
+
+    one_pair = step(net, x, sire())
+    padded = step(net, x, sire(lengths=lengths), lengths=lengths)
+    outputs = step(net, x, lambda: output_invariance_loss(net, x))
+    sides = {
+        ("two layers", "the plain step"): (step(two, x, sire(two)), step(two, x, none)),
+        ("rows of 1 to 64", "the plain step"): (padded, step(net, x, none, lengths=lengths)),
+        ("rows of 1 to 64, packed", "the same, padded"): (
+            step(net, packed, sire(data=packed)),
+            padded,
+        ),
+        ("one pair", "nine pairs"): (one_pair, step(net, x, sire(n_pairs=9))),
+        ("one pair", "the loss on outputs"): (one_pair, outputs),
+    }
+    return [
+        {
+            "what": f"training step, GRU, {what}",
+            "beside": beside,
+            **interleaved(ours, theirs, repeats=repeats, warmup=20),
+        }
+        for (what, beside), (ours, theirs) in sides.items()
+    ]
+
+
+def small_sets(repeats: int) -> dict:
+    "The network of the range, with SIRE, beside the Set Transformer there."
+    torch.manual_seed(0)
+    x, y = torch.randn(100, 10, 1), torch.randn(100, 1)
+    net, rival = SetRNN(AggregationRNN(1, 16), nn.Linear(16, 1)), SetTransformer(1, 16, 1)
+    ours = step_of(net, lambda: F.mse_loss(net(x), y) + 0.1 * sire_loss(net.rnn, x))
+    theirs = step_of(rival, lambda: F.mse_loss(rival(x), y))
+    return {
+        "what": "training step, range of 10 numbers, RNN + SIRE",
+        "beside": "our Set Transformer",
+        **interleaved(ours, theirs, repeats=repeats, warmup=20),
+    }
+
+
+def gap_with_lengths(repeats: int) -> dict:
+    "The permutation gap of 50 rows of different lengths, in one call and row by row."
+    net, x, _ = problem("GRU", 50)
+    lengths = torch.arange(50) + 15
+
+    def rows():
+        for row, n in zip(x, lengths, strict=True):
+            permutation_gap(net, row[None, :n])
+
+    return {
+        "what": "permutation gap, GRU, 50 rows of 15 to 64, 16 orders",
+        "beside": "row by row",
+        **interleaved(lambda: permutation_gap(net, x, lengths=lengths), rows, repeats=repeats),
     }
 
 
@@ -150,6 +225,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [cost(kind, 201) for kind in LAYERS]
     rows += [cost("LSTM", 201, 100, 50), cost("LSTM", 201, detach_prefix=True)]
+    rows += [*users(101), small_sets(201), gap_with_lengths(41)]
     rows += [written_out(101), *networks(61)]
     print(save("sire", f"torch-geometric {importlib.metadata.version('torch-geometric')}", rows))
 

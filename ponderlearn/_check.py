@@ -176,6 +176,31 @@ def check_path(
     check(ok, argument, "be a path", describe(path), TypeError)
     return Path(path)
 
+# %% ../nbs/00_foundations/05_check.ipynb #bb20c001
+def _of_kind(x: Tensor, kind: str) -> bool:
+    "Whether the dtype of `x` is of this kind: 'float', 'integer', 'bool' or 'any'."
+    if kind in ("any", "float"):
+        return kind == "any" or x.is_floating_point()
+    if kind == "bool" or x.dtype == torch.bool:
+        return kind == "bool" and x.dtype == torch.bool
+    return not (x.is_floating_point() or x.is_complex())
+
+
+def _check_shape(x: Tensor, argument: str, shape: tuple, sizes: dict) -> None:
+    "ValueError unless `x` has this shape; the text is made only then: layers ask at each call."
+    free = bool(shape) and shape[0] is ...
+    names, ends = (shape[1:], x.shape[x.ndim - len(shape) + 1 :]) if free else (shape, x.shape)
+    fits, where = len(names) == len(ends) and x.ndim >= len(names), ""
+    for name, size in zip(names, ends, strict=True) if fits else ():
+        known = sizes.setdefault(name, size) if isinstance(name, str) else name
+        if size != known:
+            fits, where = False, f" with {name} = {known}" if isinstance(name, str) else ""
+            break
+    if not fits:
+        words = ", ".join("..." if s is ... else str(s) for s in shape)
+        words += "," if len(shape) == 1 else ""
+        check(False, argument, f"have shape ({words}){where}", x)
+
 # %% ../nbs/00_foundations/05_check.ipynb #710c7889
 def check_tensor(
     x,  # the value
@@ -189,32 +214,14 @@ def check_tensor(
     like: Tensor | None = None,  # a tensor on whose device `x` must lie
 ) -> Tensor:
     "`x` if it is such a tensor; TypeError for type or dtype, ValueError for shape or device."
-    check(isinstance(x, Tensor), argument, "be a tensor", describe(x), TypeError)
-    kinds = {
-        "any": True,
-        "float": x.is_floating_point(),
-        "bool": x.dtype == torch.bool,
-        "integer": not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool),
-    }
-    check(kinds[kind], argument, f"be a tensor of {kind} dtype", x, TypeError)
+    if not isinstance(x, Tensor):
+        check(False, argument, "be a tensor", describe(x), TypeError)
+    check(_of_kind(x, kind), argument, f"be a tensor of {kind} dtype", x, TypeError)
     if shape is not None:
-        sizes = {} if sizes is None else sizes
-        wanted = (
-            "("
-            + ", ".join("..." if s is ... else str(s) for s in shape)
-            + ("," if len(shape) == 1 else "")
-            + ")"
-        )
-        free = bool(shape) and shape[0] is ...
-        names, ends = (shape[1:], x.shape[x.ndim - len(shape) + 1 :]) if free else (shape, x.shape)
-        check(len(names) == len(ends) and x.ndim >= len(names), argument, f"have shape {wanted}", x)
-        for name, size in zip(names, ends, strict=True):
-            known = name if isinstance(name, int) else sizes.setdefault(name, size)
-            where = "" if isinstance(name, int) else f" with {name} = {known}"
-            check(size == known, argument, f"have shape {wanted}{where}", x)
+        _check_shape(x, argument, shape, {} if sizes is None else sizes)
     check(not nonempty or x.numel() > 0, argument, "not be empty", x)
-    if like is not None:
-        check(x.device == like.device, argument, f"lie on {like.device}", f"one on {x.device}")
+    if like is not None and x.device != like.device:
+        check(False, argument, f"lie on {like.device}", f"one on {x.device}")
     return x
 
 # %% ../nbs/00_foundations/05_check.ipynb #023c39c2
@@ -229,10 +236,12 @@ def check_input(
 ) -> Tensor:
     "`x` if a layer with this weight takes it; errors as `check_tensor`."
     check_tensor(x, argument, shape, kind="float", nonempty=nonempty, sizes=sizes, like=like)
-    cast = x.dtype != torch.float64 and torch.amp.is_autocast_available(x.device.type)
-    same = x.dtype == like.dtype or (cast and torch.is_autocast_enabled(x.device.type))
-    wanted = str(like.dtype).removeprefix("torch.")
-    check(same, argument, f"be {wanted} like the weights", x, TypeError)
+    same = x.dtype == like.dtype
+    if not same and x.dtype != torch.float64 and torch.amp.is_autocast_available(x.device.type):
+        same = torch.is_autocast_enabled(x.device.type)
+    if not same:
+        wanted = str(like.dtype).removeprefix("torch.")
+        check(False, argument, f"be {wanted} like the weights", x, TypeError)
     return x
 
 # %% ../nbs/00_foundations/05_check.ipynb #00661fcc
@@ -257,8 +266,8 @@ def check_returns(
 ) -> Tensor:
     "`out` if it is such a tensor, else TypeError or ValueError that names the function."
     check_tensor(out, f"what {argument} returns", shape, kind=kind, like=like)
-    whole = rows is None or (out.ndim > 0 and len(out) == rows)
-    check(whole, f"what {argument} returns", f"have {rows} rows", out)
+    if rows is not None and (out.ndim == 0 or out.shape[0] != rows):
+        check(False, f"what {argument} returns", f"have {rows} rows", out)
     return out
 
 # %% ../nbs/00_foundations/05_check.ipynb #8bf453ad

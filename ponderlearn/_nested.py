@@ -35,8 +35,10 @@ def leaves(
     argument: str = "state",  # its name in an error message
 ) -> list[Tensor]:
     "The tensors of `tree`, in order; TypeError if it holds none."
+    if isinstance(tree, Tensor):
+        return [tree]
     found = [leaf for leaf in _flatten(tree, argument)[0] if isinstance(leaf, Tensor)]
-    check(bool(found), argument, _TREE, tree, TypeError)
+    check(len(found) > 0, argument, _TREE, tree, TypeError)
     return found
 
 # %% ../nbs/00_foundations/06_nested.ipynb #e07d4b58
@@ -74,7 +76,7 @@ def n_rows(
     has no axis."""
     first = leaves(tree, argument)[0]
     check(first.ndim > 0, argument, "have the batch as first axis", first)
-    return len(first)
+    return first.shape[0]
 
 
 def take_rows(
@@ -128,8 +130,8 @@ def reduce(
     if reduction == "none":
         return x
     if reduction == "mean" and mask is None:
-        return x.mean()
-    n = {"sum": 1, "batchmean": len(x) if x.ndim else 1}
+        return x.mean() if x.numel() else x.sum()  # of no rows 0, not NaN
+    n = {"sum": 1, "batchmean": max(x.shape[0], 1) if x.ndim else 1}
     return x.sum() / (mask.sum().clamp(min=1) if reduction == "mean" else n[reduction])
 
 # %% ../nbs/00_foundations/06_nested.ipynb #b1c25d6f

@@ -1,8 +1,12 @@
-"""Every test: one over 5 seconds carries the mark `slow`."""
+"""Every test: one over 5 seconds carries the mark `slow`; hypothesis does not look at the clock."""
 
 import os
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("course", deadline=None)
+settings.load_profile("course")
 
 LIMIT = 5  # seconds of CPU time, of the call alone: fixtures that several tests share do not count
 

@@ -188,7 +188,7 @@ def test_own_rules_answer_with_a_bool_or_a_word():
         Rule("r", lambda x: np.array([True, False])).verdict(1)
 
 
-@pytest.mark.parametrize("rule", [above(0), below(0), within(0, 1)], ids=str)
+@pytest.mark.parametrize("rule", [above(0), below(0), within(0, 1)], ids=lambda rule: rule.words)
 def test_rules_on_intervals_refuse_a_number(rule):
     with pytest.raises(TypeError, match=r"evidence must be an interval .*, got float; .* own Rule"):
         rule.verdict(0.5)

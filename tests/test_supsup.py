@@ -1,8 +1,11 @@
 """SupSup: masks, the gradient identity, inference, the stores, files, bad input."""
 
+import copy
+import inspect
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -12,11 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ponderlearn._nested import mlp
 from ponderlearn.multitask import supsup
 from ponderlearn.multitask.supsup import (
     HopfieldStore,
     MaskStore,
     SupSup,
+    TaskScores,
     alpha_gradient,
     coded_bytes,
     entropy_objective,
@@ -24,6 +29,7 @@ from ponderlearn.multitask.supsup import (
     load_supsup,
     pack_bits,
     recover_mask,
+    score_tasks,
     signed_constant_,
     superfluous_objective,
     supermask,
@@ -32,17 +38,15 @@ from ponderlearn.multitask.supsup import (
 
 W = torch.tensor([[0.5, -0.5, 1], [1, 0.5, -0.5]])
 SCORES = torch.tensor([[0.3, -0.2, 0.1], [-0.4, 0.25, -0.05]])
+torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # what it imports takes seconds
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def mlp(*sizes):
-    layers = [
-        m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b, bias=False), nn.ReLU())
-    ]
-    return nn.Sequential(*layers[:-1])
+def dense(*sizes):
+    return mlp(*sizes, bias=False)
 
 
 def conv():
@@ -180,7 +184,7 @@ def test_bits_come_back(n, rows):
     ],
 )
 def test_bytes_of_a_mask(sizes, n_bytes):
-    net = SupSup(mlp(*sizes))
+    net = SupSup(dense(*sizes))
     net.new_task(generator=seeded())
     net.commit()
     assert net.store.nbytes == n_bytes
@@ -222,8 +226,8 @@ def test_store_against_dense_masks(k, seed):
 
 
 def test_store_in_a_state_dict():
-    net = random_net(mlp(6, 9, 4), 5)
-    other = SupSup(mlp(6, 9, 4), seed=9)
+    net = random_net(dense(6, 9, 4), 5)
+    other = SupSup(dense(6, 9, 4), seed=9)
     other.load_state_dict(net.state_dict())
     x = torch.randn(3, 6, generator=seeded())
     assert len(other.store) == 5 and torch.equal(other(x, task=3), net(x, task=3))
@@ -252,7 +256,7 @@ def test_one_shot_by_hand():
     ]
 
 
-@pytest.mark.parametrize("make", [lambda: mlp(6, 20, 12, 5), conv])
+@pytest.mark.parametrize("make", [lambda: dense(6, 20, 12, 5), conv])
 @pytest.mark.parametrize("objective", [entropy_objective, lambda y: superfluous_objective(y, 2)])
 @pytest.mark.parametrize("uniform", [True, False])
 def test_identity_equals_autograd_through_the_masks(make, objective, uniform):
@@ -284,7 +288,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_nothing_of_tasks_times_weights():
-    net, x = random_net(mlp(40, 60, 50, 30), 200), torch.randn(8, 40, generator=seeded())
+    net, x = random_net(dense(40, 60, 50, 30), 200), torch.randn(8, 40, generator=seeded())
     with Largest() as seen:
         infer_task(net, x)
     assert net.store.n_weights < seen.most <= net.store.nbytes
@@ -292,7 +296,7 @@ def test_nothing_of_tasks_times_weights():
 
 
 def test_sum_rule_of_three_layers():
-    net, x = random_net(mlp(6, 20, 12, 5), 8), torch.randn(7, 6, generator=seeded(3))
+    net, x = random_net(dense(6, 20, 12, 5), 8), torch.randn(7, 6, generator=seeded(3))
     y = net(x, alpha=torch.full((8,), 1 / 8))
     p = y.softmax(-1)
     variance = ((p * y**2).sum(-1) - (p * y).sum(-1) ** 2).mean()
@@ -327,7 +331,7 @@ def test_superfluous_objective():
 
 
 def test_one_image_both_forms_of_g_agree():
-    net = random_net(mlp(6, 30, 8), 12)
+    net = random_net(dense(6, 30, 8), 12)
     forms = [lambda y, f=f: superfluous_objective(y, 3, full=f) for f in (True, False)]
     for image in torch.randn(10, 1, 6, generator=seeded(5)):
         full, rest = (alpha_gradient(net, image, form) for form in forms)
@@ -335,8 +339,8 @@ def test_one_image_both_forms_of_g_agree():
 
 
 def test_tasks_are_treated_alike():
-    net, x = random_net(mlp(6, 20, 5), 5), torch.randn(4, 6, generator=seeded())
-    turned = SupSup(mlp(6, 20, 5))
+    net, x = random_net(dense(6, 20, 5), 5), torch.randn(4, 6, generator=seeded())
+    turned = SupSup(dense(6, 20, 5))
     order = [3, 0, 4, 1, 2]
     for i in order:
         turned.store.append(net.store[i])
@@ -353,7 +357,7 @@ def test_tasks_are_treated_alike():
 
 @pytest.mark.parametrize(("k", "rounds"), [(2, 1), (3, 2), (5, 3), (8, 3), (9, 4)])
 def test_binary_takes_log2_rounds(monkeypatch, k, rounds):
-    net, calls = random_net(mlp(6, 20, 5), k), []
+    net, calls = random_net(dense(6, 20, 5), k), []
     original = supsup.alpha_gradient
     monkeypatch.setattr(
         supsup, "alpha_gradient", lambda *a, **kw: calls.append(1) or original(*a, **kw)
@@ -366,14 +370,15 @@ def test_binary_takes_log2_rounds(monkeypatch, k, rounds):
 
 
 def test_one_mask_needs_no_pass(monkeypatch):
-    net = random_net(mlp(6, 20, 5), 1)
+    net = random_net(dense(6, 20, 5), 1)
     monkeypatch.setattr(supsup, "alpha_gradient", None)
-    assert infer_task(net, torch.zeros(1, 6)).task == 0
+    found = infer_task(net, torch.zeros(1, 6))
+    assert found.task == 0 and math.isnan(found.score) and math.isnan(found.margin)
     assert infer_task(net, torch.zeros(1, 6), epsilon=0.1).task == -1
 
 
 def test_ties_go_to_the_first():
-    net = random_net(mlp(6, 20, 5), 1)
+    net = random_net(dense(6, 20, 5), 1)
     for _ in range(4):
         net.store.append(net.store[0])
     x = torch.randn(4, 6, generator=seeded())
@@ -384,7 +389,7 @@ def test_ties_go_to_the_first():
 
 
 def test_score_and_threshold(monkeypatch):
-    net = random_net(mlp(6, 20, 5), 4)
+    net = random_net(dense(6, 20, 5), 4)
     monkeypatch.setattr(
         supsup, "alpha_gradient", lambda *a, **k: torch.tensor([-1.2, -0.9, -1.0, -0.8])
     )
@@ -397,7 +402,7 @@ def test_score_and_threshold(monkeypatch):
 
 
 def test_exhaustive_refuses_a_value_that_means_nothing():
-    net, x = random_net(mlp(6, 20, 5), 3), torch.randn(2, 6, generator=seeded())
+    net, x = random_net(dense(6, 20, 5), 3), torch.randn(2, 6, generator=seeded())
     with pytest.raises(ValueError, match="full=False"):
         infer_task(net, x, method="exhaustive", objective=lambda y: superfluous_objective(y, 2))
     infer_task(
@@ -406,7 +411,7 @@ def test_exhaustive_refuses_a_value_that_means_nothing():
 
 
 def test_learns_and_finds_tasks():
-    net, batches, kept = SupSup(mlp(12, 64, 20), seed=1), [], []
+    net, batches, kept = SupSup(dense(12, 64, 20), seed=1), [], []
     for t in range(4):
         x = torch.randn(256, 12, generator=seeded(10 + t)) * (torch.arange(12) % 4 == t)
         y = (x.sum(1) > 0).long()
@@ -427,7 +432,7 @@ def test_learns_and_finds_tasks():
 
 @pytest.mark.parametrize("init", ["random", "mean", 1])
 def test_starts_of_a_task(init):
-    net = random_net(mlp(6, 20, 5), 2)
+    net = random_net(dense(6, 20, 5), 2)
     scores = net.new_task(init, generator=seeded(3))
     assert scores.abs()[:120].max() <= 1 / math.sqrt(6) + 1e-6
     if init == 1:
@@ -436,7 +441,7 @@ def test_starts_of_a_task(init):
 
 
 def test_density_is_kept_in_each_layer():
-    net = SupSup(mlp(6, 20, 5), density=0.3)
+    net = SupSup(dense(6, 20, 5), density=0.3)
     net.new_task(generator=seeded())
     net.commit()
     assert [int(m.sum()) for m in net.store[0].values()] == [36, 30]
@@ -519,39 +524,62 @@ def test_recover_mask_finds_the_pattern_of_low_entropy(method, gamma, lr):
 
 
 def test_save_and_load(tmp_path):
-    net, x = random_net(mlp(6, 20, 5), 7, seed=11), torch.randn(4, 6, generator=seeded())
+    net, x = random_net(dense(6, 20, 5), 7, seed=11), torch.randn(4, 6, generator=seeded())
     net.save(tmp_path / "net")
-    again = load_supsup(tmp_path / "net", mlp(6, 20, 5))
+    again = load_supsup(tmp_path / "net", dense(6, 20, 5))
     assert torch.equal(again.weights(), net.weights()) and len(again.store) == 7
     assert all(torch.equal(again(x, task=t), net(x, task=t)) for t in range(7))
     torch.testing.assert_close(alpha_gradient(again, x), alpha_gradient(net, x))
     assert (tmp_path / "net").stat().st_size < net.store.nbytes + 600
     assert again.store.append(net.store[0]) == 7
-    empty = SupSup(mlp(6, 20, 5))
+    empty = SupSup(dense(6, 20, 5))
     empty.save(tmp_path / "empty")
-    assert len(load_supsup(tmp_path / "empty", mlp(6, 20, 5)).store) == 0
+    assert len(load_supsup(tmp_path / "empty", dense(6, 20, 5)).store) == 0
 
 
 def test_wrong_files_are_refused(tmp_path):
-    net, path = random_net(mlp(6, 20, 5), 3, seed=1), tmp_path / "net"
+    net, path = random_net(dense(6, 20, 5), 3, seed=1), tmp_path / "net"
     net.save(path)
     raw = path.read_bytes()
     with pytest.raises(
         ValueError, match=r"network with 0.weight \(21, 6\), got one with 0.weight \(20, 6\)"
     ):
-        load_supsup(path, mlp(6, 21, 5))
+        load_supsup(path, dense(6, 21, 5))
     cases = [
-        (raw.replace(b"SupSup 1", b"SupSup 2"), "begin with 'ponderlearn SupSup 1'"),
+        (raw.replace(b"SupSup 2", b"SupSup 1"), "begin with 'ponderlearn SupSup 2'"),
         (b"\x80\x04", "begin with"),
-        (b"ponderlearn SupSup 1\n{", "readable head"),
-        (raw.replace(b'"seed": 1', b'"seed": 2'), "weights that seed 2 gives here"),
+        (b"ponderlearn SupSup 2\n{", "damaged"),
+        (raw.replace(b'"seed": 1', b'"seed": 2'), "damaged"),
         (raw[:-3], "damaged"),
-        (raw[:-1] + bytes([raw[-1] ^ 1]), "damaged"),
     ]
+    cases += [(raw[:i] + bytes([raw[i] ^ 1]) + raw[i + 1 :], "net must") for i in range(len(raw))]
     for damaged, words in cases:
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=words):
-            load_supsup(path, mlp(6, 20, 5))
+            load_supsup(path, dense(6, 20, 5))
+
+
+@pytest.mark.parametrize("change", ["other seed", "touched", "kept"])
+def test_weights_that_no_seed_gives_are_stored_or_refused(tmp_path, change):
+    net, other = random_net(dense(6, 20, 5), 3, seed=1), random_net(dense(6, 20, 5), 3, seed=2)
+    if change == "other seed":
+        other.load_state_dict(net.state_dict())
+        other.save(tmp_path / "net")  # the seed came along
+        load_supsup(tmp_path / "net", dense(6, 20, 5))
+        other.seed, net = 2, other
+    elif change == "touched":
+        net.base[0].weight[0, 0] *= 2
+    else:
+        net = SupSup(dense(6, 20, 5), keep_weights=True)
+        net.store.append(other.store[0])
+    with pytest.raises(RuntimeError, match="store_weights must be True, since the fixed weights"):
+        net.save(tmp_path / "net")
+    net.save(tmp_path / "net", store_weights=True)
+    again, x = load_supsup(tmp_path / "net", dense(6, 20, 5)), torch.randn(4, 6)
+    assert torch.equal(again(x, task=0), net(x, task=0))
+    assert torch.equal(again.weights(), net.weights())
+    with pytest.raises(ValueError, match=r"a network with 0\.weight"):
+        load_supsup(tmp_path / "net", dense(6, 21, 5))
 
 
 # ---- bad input ----
@@ -562,8 +590,10 @@ def test_networks_that_share_trained_parts_are_refused():
         SupSup(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False)))
     with pytest.raises(ValueError, match=r"1\.weight, 1\.bias"):
         SupSup(nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4)))
-    with pytest.raises(ValueError, match="running statistics"):
-        SupSup(nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, affine=False)))
+    for affine in (True, False):
+        with pytest.raises(ValueError, match=r"running statistics.*nn\.GroupNorm\(groups"):
+            SupSup(nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, affine=affine)))
+    SupSup(nn.Sequential(nn.Linear(3, 4, bias=False), nn.GroupNorm(2, 4, affine=False)))
     with pytest.raises(ValueError, match="Linear or Conv"):
         SupSup(nn.ReLU())
     net = SupSup(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), allow_extra=True)
@@ -586,7 +616,7 @@ def test_networks_that_share_trained_parts_are_refused():
         (lambda n: n.new_task("median"), ValueError, "init must be one of"),
         (lambda n: n.new_task(7), IndexError, "task 7 of 3"),
         (
-            lambda n: n.store.append(SupSup(mlp(6, 21, 5)).store.split(torch.zeros(231))),
+            lambda n: n.store.append(SupSup(dense(6, 21, 5)).store.split(torch.zeros(231))),
             ValueError,
             "must have shape",
         ),
@@ -612,7 +642,7 @@ def test_networks_that_share_trained_parts_are_refused():
             "method must be one of",
         ),
         (
-            lambda n: infer_task(SupSup(mlp(6, 3)), torch.zeros(1, 6)),
+            lambda n: infer_task(SupSup(dense(6, 3)), torch.zeros(1, 6)),
             RuntimeError,
             "no tasks learned",
         ),
@@ -644,16 +674,355 @@ def test_networks_that_share_trained_parts_are_refused():
             "method must",
         ),
         (lambda n: coded_bytes(torch.ones(3), "zip"), ValueError, "coding must be one of"),
+        (lambda n: coded_bytes(torch.full((3,), 0.5)), ValueError, "mask must hold only 0 and 1"),
+        (lambda n: pack_bits(torch.tensor([0, 2])), ValueError, "mask must hold only 0 and 1"),
+        (lambda n: SupSup(dense(6, 3), absolute=True), ValueError, "density must be given"),
+        (
+            lambda n: n.store.project(torch.zeros(220), tasks=torch.tensor([0, 3])),
+            IndexError,
+            r"tasks must lie in 0\.\.2",
+        ),
+        (
+            lambda n: alpha_gradient(n, torch.zeros(1, 6), tasks=torch.tensor([-1])),
+            IndexError,
+            r"tasks must lie in 0\.\.2",
+        ),
+        (
+            lambda n: n.store.project(torch.zeros(220), chunk_size=-1),
+            ValueError,
+            "chunk_size must be >= 1",
+        ),
+        (
+            lambda n: infer_task(n, torch.full((2, 6), math.nan)),
+            ValueError,
+            "x must lead to finite gradients",
+        ),
+        (
+            lambda n: infer_task(n, torch.zeros(1, 6), method="exhaustive", epsilon=0.1),
+            ValueError,
+            "epsilon must be None with method='exhaustive'",
+        ),
+        (lambda n: (n.new_task(), n.new_task()), RuntimeError, r"commit or abandon it first"),
+        (lambda n: n.abandon(), RuntimeError, "call new_task first"),
+        (lambda n: n.remove(3), IndexError, "task 3 of 3"),
+        (lambda n: n(torch.zeros(2, 5), task=0), ValueError, "x must fit the network"),
+        (lambda n: n(torch.zeros(6), task=0), ValueError, "a row for each of its rows"),
+        (
+            lambda n: entropy_objective(torch.zeros(0, 3)),
+            ValueError,
+            "logits must not be empty",
+        ),
     ],
 )
 def test_messages(call, error, words):
     with pytest.raises(error, match=words):
-        call(random_net(mlp(6, 20, 5), 3))
+        call(random_net(dense(6, 20, 5), 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("store_weights", [True, False])
+def test_files_of_other_dtypes(tmp_path, dtype, store_weights):
+    net, x = random_net(dense(6, 20, 5), 3).to(dtype), torch.randn(4, 6, dtype=dtype)
+    net.save(tmp_path / "net", store_weights=store_weights)
+    again = load_supsup(tmp_path / "net", dense(6, 20, 5).to(dtype))
+    assert torch.equal(again(x, task=2), net(x, task=2))
+    with pytest.raises(ValueError, match=r"another dtype|bytes of weights"):
+        load_supsup(tmp_path / "net", dense(6, 20, 5))
 
 
 def test_no_pickle_in_the_file(tmp_path):
-    random_net(mlp(6, 20, 5), 2).save(tmp_path / "net")
-    magic, head, bits = (tmp_path / "net").read_bytes().split(b"\n", 2)
+    random_net(dense(6, 20, 5), 2).save(tmp_path / "net")
+    magic, _, head, bits = (tmp_path / "net").read_bytes().split(b"\n", 3)
     assert (
-        magic == b"ponderlearn SupSup 1" and json.loads(head)["tasks"] == 2 and len(bits) == 2 * 28
+        magic == b"ponderlearn SupSup 2" and json.loads(head)["tasks"] == 2 and len(bits) == 2 * 28
     )
+
+
+# Where its numbers come from
+
+
+def test_outputs_of_minus_infinity_count_nothing():
+    y = torch.tensor([[0.3, -math.inf, 1.2]], requires_grad=True)
+    H = entropy_objective(y)
+    torch.testing.assert_close(H, entropy_objective(torch.tensor([[0.3, 1.2]])))
+    (slope,) = torch.autograd.grad(H, y)
+    assert slope.isfinite().all() and slope[0, 1] == 0
+    G = superfluous_objective(y, 1)
+    assert G.isfinite() and torch.autograd.grad(G, y)[0].isfinite().all()
+
+
+def test_no_rows():
+    net = random_net(dense(6, 20, 5), 2)
+    assert net(torch.zeros(0, 6), task=1).shape == (0, 5)
+    assert entropy_objective(torch.zeros(0, 5), reduction="sum") == 0
+    assert superfluous_objective(torch.zeros(0, 5), 2, reduction="none").shape == (0,)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1)])
+def test_other_dtypes(dtype, close):
+    net, x = random_net(dense(6, 20, 12, 5), 300), torch.randn(16, 6, generator=seeded())
+    wanted, mean, output = alpha_gradient(net, x), net.store.mean(), net(x, task=7)
+    for other in (SupSup(copy.deepcopy(net.base).to(dtype)), copy.deepcopy(net).to(dtype)):
+        other.store.load_state_dict(net.store.state_dict())
+        torch.testing.assert_close(other.store.mean(), mean, atol=0, rtol=0)
+        for each in (
+            alpha_gradient(other, x.to(dtype)),
+            alpha_gradient(other, x.to(dtype), per_example=True).mean(0),
+        ):
+            assert each.dtype == torch.promote_types(dtype, torch.float32)
+            assert (each - wanted).abs().max() < close * wanted.abs().max()
+        found = other(x.to(dtype), task=7)
+        assert found.dtype == dtype and (found - output).abs().max() < close * output.abs().max()
+        alpha = torch.full((300,), 1 / 300)
+        assert (other(x.to(dtype), alpha=alpha) - net(x, alpha=alpha)).abs().max() < close
+        other.new_task(generator=seeded())
+        other(x.to(dtype)).float().sum().backward()
+        assert other.scores.grad.isfinite().all() and other.commit() == 300
+
+
+def test_autocast():
+    net, x = random_net(dense(6, 20, 12, 5), 40), torch.randn(16, 6, generator=seeded())
+    vec, alpha = torch.randn(2, net.store.n_weights, generator=seeded(1)), torch.rand(40)
+    memory, z = HopfieldStore(300), torch.randn(3, 300, generator=seeded(2)).sign()
+    plain = [net.store.project(vec), net.store.project(vec[0]), net.store.mix(alpha)]
+    exact = HopfieldStore(300)
+    for row in z:
+        exact.store(row)
+    plain += [exact.field(z), exact.energy(z)]
+    slope = alpha_gradient(net, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for row in z:
+            memory.store(row)
+        here = [net.store.project(vec), net.store.project(vec[0]), net.store.mix(alpha)]
+        here += [memory.field(z), memory.energy(z)]
+        net.new_task(generator=seeded())
+        F.cross_entropy(net(x), torch.zeros(16, dtype=torch.int64)).backward()
+        assert net.scores.grad.dtype == torch.float32 and net.scores.grad.isfinite().all()
+        net.abandon()
+        assert net(x, task=0).dtype == torch.bfloat16
+        for method in ("one_shot", "binary", "exhaustive"):
+            assert 0 <= infer_task(net, x, method=method).task < 40
+        assert (alpha_gradient(net, x) - slope).abs().max() < 0.1 * slope.abs().max()
+    assert all(torch.equal(a, b) for a, b in zip(plain, here, strict=True))
+
+
+def test_inference_mode():
+    net, x = random_net(dense(6, 20, 5), 4), torch.randn(8, 6, generator=seeded())
+    wanted = [infer_task(net, x, method=m).task for m in ("one_shot", "binary", "exhaustive")]
+    with torch.inference_mode():
+        y = x + 0
+        found = [infer_task(net, y, method=m).task for m in ("one_shot", "binary", "exhaustive")]
+        net(y, task=2)
+        alpha_gradient(net, y, per_example=True)
+    assert found == wanted
+    image = x.clone().requires_grad_()
+    net(image, task=2).sum().backward()  # with the mask that was unpacked in inference mode
+    assert image.grad.isfinite().all()
+
+
+def test_the_last_mask_is_kept_and_never_stale(monkeypatch):
+    net, x, count = random_net(dense(6, 20, 5), 3), torch.randn(8, 6, generator=seeded()), []
+    original = supsup._unpack
+    monkeypatch.setattr(supsup, "_unpack", lambda *a: count.append(1) or original(*a))
+    first, second = net(x, task=0), net(x, task=1)
+    assert torch.equal(net(x, task=1), second) and len(count) == 2
+    with torch.no_grad():
+        net.base[0].weight.mul_(2)
+    torch.testing.assert_close(net(x, task=1), 2 * second)
+    net.remove(0)
+    torch.testing.assert_close(net(x, task=0), 2 * second)
+    net.double()
+    assert net(x.double(), task=0).dtype == torch.float64
+    net.float().load_state_dict(random_net(dense(6, 20, 5), 3).state_dict())
+    assert torch.equal(net(x, task=0), first)
+
+
+@pytest.mark.parametrize("k", [1, 23, 24, 60])
+def test_both_ways_to_project(k):
+    store, g = MaskStore({"a": (33, 41)}), seeded(k)
+    rows = torch.rand(k, store.n_weights, generator=g) < 0.5
+    for row in rows:
+        store.append(store.split(row))
+    vec = torch.randn(store.n_weights, generator=g, dtype=torch.float64)
+    wanted = rows.double() @ vec
+    for chunk_size in (None, 1, 7, 10**6):
+        torch.testing.assert_close(store.project(vec, chunk_size=chunk_size), wanted)
+        found = store.project(vec.float(), chunk_size=chunk_size)
+        torch.testing.assert_close(found, wanted.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(store.project(vec[None])[0], wanted)
+
+
+def test_gradients_of_single_images_keep_to_their_memory():
+    net, x = random_net(dense(700, 1000, 10), 3), torch.randn(64, 700, generator=seeded())
+    with Largest() as seen:
+        alpha_gradient(net, x, per_example=True)
+    assert 64 * net.store.n_weights > 2 * 2**23 and seen.most <= 2**23
+
+
+# Tasks: removed, abandoned, taken out, with outputs of their own
+
+
+def test_remove():
+    net, x = random_net(dense(6, 20, 5), 4), torch.randn(8, 6, generator=seeded())
+    net.n_outputs = {1: 2, 2: 3}
+    kept = [net(x, task=t) for t in (0, 2, 3)]
+    net.remove(1)
+    assert len(net.store) == 3 and net.n_outputs == {1: 3}
+    assert all(torch.equal(net(x, task=t), y) for t, y in enumerate(kept))
+    masks = [torch.cat([m.flatten() for m in net.store[t].values()]) for t in range(3)]
+    torch.testing.assert_close(net.store.mean(), torch.stack(masks).float().mean(0))
+
+
+def test_abandon():
+    net = random_net(dense(6, 20, 5), 2)
+    net.new_task(n_outputs=3)
+    net.abandon()
+    assert net.scores is None and net.n_outputs == {} and len(net.store) == 2
+    net.new_task()
+    assert net.commit() == 2
+
+
+def test_a_task_as_a_plain_network():
+    net, x = random_net(conv(), 3), torch.randn(2, 1, 6, 6, generator=seeded())
+    plain = conv()
+    plain.load_state_dict(net.task_state_dict(1))
+    assert torch.equal(plain(x), net(x, task=1))
+
+
+@pytest.mark.parametrize("shared", ["a layer twice", "a weight in two layers"])
+def test_shared_weights(shared):
+    one, two = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    two.weight = one.weight
+    base = nn.Sequential(one, nn.ReLU(), one if shared == "a layer twice" else two)
+    net, x = random_net(base, 2), torch.randn(3, 4, generator=seeded())
+    assert list(net.store.shapes) == ["0.weight"]
+    w = net.base[0].weight * net.store[1]["0.weight"]
+    for _ in range(2):
+        torch.testing.assert_close(net(x, task=1), (x @ w.T).relu() @ w.T)
+    plain = copy.deepcopy(base)
+    plain.load_state_dict(net.task_state_dict(1))
+    assert torch.equal(plain(x), net(x, task=1))
+    assert infer_task(net, x, method="binary").task in (0, 1)
+
+
+def test_given_weights_stay():
+    base, x = dense(6, 20, 5), torch.randn(2, 6, generator=seeded())
+    net = SupSup(base, keep_weights=True)
+    net.store.append({name: torch.ones(s) for name, s in net.store.shapes.items()})
+    assert torch.equal(net(x, task=0), base(x))
+
+
+def test_outputs_of_their_own(tmp_path):
+    net, x = SupSup(dense(6, 20, 7)), torch.randn(4, 6, generator=seeded())
+    for n in (2, None, 5):
+        net.new_task(n_outputs=n, generator=seeded())
+        assert net(x).shape == (4, 7)
+        net.commit()
+    net.save(tmp_path / "net")
+    again = SupSup(dense(6, 20, 7))
+    again.load_state_dict(net.state_dict())
+    for each in (net, again, load_supsup(tmp_path / "net", dense(6, 20, 7))):
+        assert [each(x, task=t).shape[1] for t in range(3)] == [2, 7, 5]
+        assert infer_task(each, x, method="exhaustive").gradient.shape == (3,)
+
+
+def test_scores_over_tasks():
+    net, x = random_net(dense(6, 20, 5), 3), torch.randn(50, 6, generator=seeded())
+    tasks = [(x, net(x, task=t).argmax(1)) for t in range(3)]
+    tasks[1] = x, (tasks[1][1] + (torch.arange(50) < 10)) % 5
+    found = score_tasks(net, tasks, chunk_size=7)
+    assert found.each.tolist() == pytest.approx([1, 0.8, 1])
+    assert found.accuracy == pytest.approx(2.8 / 3) and found.forgetting == 0
+    earlier = (
+        TaskScores(1.0, 0.0, torch.tensor([1.0])),
+        TaskScores(0.9, 0.0, torch.tensor([0.9, 1])),
+    )
+    assert score_tasks(net, tasks, before=earlier).forgetting == pytest.approx((0 + 0.2) / 2)
+    assert score_tasks(lambda x, task: net(x, task=0), tasks).accuracy < 0.9
+
+
+# States
+
+
+def test_a_state_knows_its_network():
+    net = random_net(nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False)), 2)
+    other = SupSup(nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 4, bias=False)))
+    with pytest.raises(RuntimeError, match="state must be of weights"):
+        other.store.load_state_dict(net.store.state_dict())
+    old = net.store.state_dict()
+    del old["_extra_state"]
+    with pytest.raises(RuntimeError, match="_extra_state"):
+        other.store.load_state_dict(old)
+    for kind in ({"density": 0.5}, {"density": 0.3, "absolute": True}):
+        with pytest.raises(RuntimeError, match=r"state must have .*'density': None"):
+            random_net(dense(6, 3), 1).load_state_dict(SupSup(dense(6, 3), **kind).state_dict())
+
+
+def test_a_state_with_a_task_in_training():
+    def updates(net, optimizer, n):
+        for _ in range(n):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+
+    x, y = torch.randn(32, 6, generator=seeded()), torch.randint(5, (32,), generator=seeded(1))
+    net = random_net(dense(6, 20, 5), 2, seed=4)
+    optimizer = torch.optim.SGD([net.new_task(generator=seeded(2))], lr=0.1)
+    updates(net, optimizer, 3)
+    state = copy.deepcopy(net.state_dict())
+    assert all(isinstance(v, torch.Tensor) for v in state.values())
+    updates(net, optimizer, 3)
+    again = SupSup(dense(6, 20, 5))
+    again.load_state_dict(state)
+    updates(again, torch.optim.SGD([again.scores], lr=0.1), 3)
+    assert torch.equal(again.scores, net.scores) and again.seed == 4
+    again.load_state_dict(random_net(dense(6, 20, 5), 1).state_dict())
+    assert again.scores is None and len(again.store) == 1
+
+
+# What an answer is worth
+
+
+def test_margin(monkeypatch):
+    net, x = random_net(dense(6, 20, 5), 4), torch.zeros(1, 6)
+    slope = torch.tensor([-1.0, -3.0, -1.2, -0.8])
+    monkeypatch.setattr(supsup, "alpha_gradient", lambda *a, **k: slope)
+    found = infer_task(net, x)
+    assert found.task == 1 and found.margin == pytest.approx(2 / 0.2)
+    assert math.isnan(infer_task(net, x, method="exhaustive").score)
+
+
+# The examples
+
+
+def documented():
+    names = supsup.__all__
+    for name, made in [(n, getattr(supsup, n)) for n in names]:
+        yield name, made
+        if isinstance(made, type) and issubclass(made, nn.Module):
+            for key, part in vars(made).items():
+                if inspect.isfunction(part) and key[0] != "_":
+                    yield f"{name}.{key}", part
+
+
+EXAMPLES = {
+    name: code[1]
+    for name, made in documented()
+    if (code := re.search(r"```python\n(.*?)```", inspect.getdoc(made) or "", re.S))
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(
+        EXAMPLES[name],
+        {"torch": torch, "nn": nn, **{n: getattr(supsup, n) for n in supsup.__all__}},
+    )
+
+
+def test_public_names_have_examples():
+    results = {"TaskInference", "TaskScores"}  # NamedTuples
+    without = {n for n, _ in documented() if n not in EXAMPLES and n not in results}
+    hooks = {"get_extra_state", "set_extra_state"}  # torch calls them
+    assert {n for n in without if n.rpartition(".")[2] not in hooks} <= {"HopfieldStore.store"}

@@ -73,8 +73,11 @@ def patched(s) -> str | None:
 
 
 def docstring(o) -> str:
-    "An object's own docstring, not one that it inherits."
-    return inspect.cleandoc(getattr(o, "__doc__", None) or "")
+    "An object's own docstring, not one that it inherits; its examples as blocks of code."
+    doc = inspect.cleandoc(getattr(o, "__doc__", None) or "")
+    return re.sub(
+        r"(?m)^>>> (?:.+\n?)+", lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", doc
+    )
 
 
 def sentence(o) -> str:
@@ -119,7 +122,7 @@ def signature(name: str, f) -> str:
             default=p.default if p.default is inspect.Parameter.empty else Written(p.default),
         )
         for n, p in sig.parameters.items()
-        if n != "self"
+        if n not in ("self", "cls")
     ]
     return f"{name}{sig.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"
 
@@ -154,7 +157,7 @@ def parameters(f) -> list[str]:
             None,
         )  # fastcore takes it for the return's
     for name, p in notes.items():
-        if name in ("self", "return"):
+        if name in ("self", "cls", "return"):
             continue
         star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(
             p.kind, ""
@@ -179,6 +182,17 @@ def parameters(f) -> list[str]:
             f"{' '.join((back.docment or '').split())}",
         ]
     return out
+
+
+def fields(cls) -> list[str]:
+    "The table of a NamedTuple's fields, from its source: their types and the comments beside them."
+    rows = ["| field | type | meaning |", "| --- | --- | --- |"]
+    for line in inspect.getsource(cls).splitlines():
+        found = re.match(r"    (\w+): (.+?)(?: = .+?)?(?:  # (.*))?$", line)
+        if found and found[1] in cls._fields:
+            kind, meaning = cell_text(found[2]), cell_text(found[3] or "")
+            rows.append(f"| `{found[1]}` | `{kind}` | {meaning} |")
+    return rows
 
 
 def members(cls) -> list[tuple[str, str, object]]:
@@ -248,7 +262,7 @@ def class_entry(module, name, o, doc, where, notebook):
     lines = [
         doc,
         "",
-        *parameters(o if is_tuple or "__init__" not in vars(o) else o.__init__),
+        *(fields(o) if is_tuple else parameters(o.__init__ if "__init__" in vars(o) else o)),
         "",
         links(module, name, where, notebook, o),
     ]

@@ -41,6 +41,11 @@ def lstm_forward():
     return Call(act.ACTCell(nn.LSTMCell(3, 5), max_steps=3), input=x(), state=state)
 
 
+def act_rnn():
+    one = torch.randn(3, 4, 2)
+    return Call(act.ACTRNN, cell=cell(), output=lambda state: state).then(lambda made: made(one))
+
+
 EXAMPLES = {
     "act_weights": lambda: Call(
         act.act_weights,
@@ -69,9 +74,18 @@ EXAMPLES = {
     "RepeatCell.unroll": lambda: Call(
         act.RepeatCell(nn.GRUCell(3, 5), 2).unroll, input=x(), state=torch.rand(3, 5)
     ),
-    "ACTRNN": lambda: Call(act.ACTRNN, cell=cell()),
+    "ACTRNN": act_rnn,
     "ACTRNN.forward": lambda: Call(
         act.ACTRNN(cell()), x=torch.randn(3, 4, 2), state=torch.rand(3, 5), mask=real()
+    ),
+    "ACTRNN.forward, lengths": lambda: Call(
+        act.ACTRNN(cell()),
+        x=torch.randn(3, 4, 2),
+        state=torch.rand(3, 5),
+        lengths=torch.tensor([4, 2, 1]),
+    ),
+    "ACTRNN.forward, no look": lambda: Call(
+        act.ACTRNN(cell(compact=False)), x=torch.randn(3, 4, 2), mask=real()
     ),
     "parity": lambda: Call(
         act.parity,

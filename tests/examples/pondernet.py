@@ -1,13 +1,42 @@
 import torch
+import torch.nn.functional as F
 from mistakes import Call, free, ok
 
 from ponderlearn.adaptive import pondernet as pn
 
-generator = lambda: torch.Generator().manual_seed(1)
-log_p = lambda: torch.randn(4, 3).log_softmax(0)
-net = lambda **more: pn.PonderNet(pn.GRUStep(2, 5, 3, **more), 4)
-x, h = lambda: torch.randn(6, 2), lambda: torch.randn(6, 5)
-tokens = lambda: torch.randn(6, 7, 4)  # (B, T, embed_dim)
+
+def generator():
+    return torch.Generator().manual_seed(1)
+
+
+def log_p():
+    return torch.randn(4, 3).log_softmax(0)
+
+
+def net(**more):
+    return pn.PonderNet(pn.GRUStep(2, 5, 3, **more), 4)
+
+
+def x():
+    return torch.randn(6, 2)
+
+
+def h():
+    return torch.randn(6, 5)
+
+
+def tokens():
+    return torch.randn(6, 7, 4)  # (B, T, embed_dim)
+
+
+def key_mask():
+    return torch.arange(7) < torch.randint(1, 8, (6, 1))
+
+
+def pondered():
+    return net()(x())
+
+
 CPU = torch.device("cpu")
 
 
@@ -44,6 +73,7 @@ def associative_pairs():
     return Call(pn.associative_pairs, **sizes, generator=generator(), device=CPU)
 
 
+UNMASKED = "first alone", "None inside"  # the tokens without a mask
 HEAD = dict(output_size=3, confidence=True, lambda_init=0.3)
 EXAMPLES = {
     "halting_log_probs": lambda: Call(
@@ -63,7 +93,7 @@ EXAMPLES = {
     "steps_to_mass": lambda: Call(pn.steps_to_mass, log_p=free(log_p()), epsilon=0.1),
     "halting_kl": lambda: Call(
         pn.halting_kl,
-        log_p=log_p(),
+        log_p=ok(log_p(), "width"),
         log_prior=pn.geometric_prior(0.3, 4, log=True),
         reduction="mean",
         reverse=False,
@@ -77,7 +107,18 @@ EXAMPLES = {
         truncation="remainder",
         reduction="mean",
         reverse=False,
-        log_p=log_p(),
+    ),
+    "ponder_loss, of a network": lambda: Call(
+        pn.ponder_loss,
+        step_losses=torch.rand(4, 6),
+        logits=ok(pondered(), "first alone"),
+        truncation="remainder",
+    ),
+    "step_losses": lambda: Call(
+        pn.step_losses,
+        pondered=pondered(),
+        target=torch.randint(0, 3, (6,)),
+        loss_fn=F.cross_entropy,
     ),
     "optimal_halting": lambda: Call(
         pn.optimal_halting,
@@ -104,6 +145,10 @@ EXAMPLES = {
         max_steps=4,
         generator=generator(),
     ),
+    "PonderOutput": lambda: made(
+        pn.PonderOutput, x(), net=net(), rule="threshold", threshold=ok(0.5, 1)
+    ),
+    "PonderOutput.forward": lambda: Call(pn.PonderOutput(net()), x=x()),
     "GRUStep": lambda: made(pn.GRUStep, x(), input_size=2, hidden_size=5, cell="gru", **HEAD),
     "GRUStep.forward": lambda: Call(pn.GRUStep(2, 5, 3), x=x(), state=h()),
     "GRUStep.forward, LSTM": lambda: Call(
@@ -111,9 +156,15 @@ EXAMPLES = {
     ),
     "AttentionStep": lambda: made(pn.AttentionStep, tokens(), embed_dim=4, hidden_size=5, **HEAD),
     "AttentionStep.forward": lambda: Call(pn.AttentionStep(4, 5, 3), x=tokens(), state=h()),
+    "AttentionStep.forward, padded": lambda: Call(
+        pn.AttentionStep(4, 5, 3), x=ok((tokens(), key_mask()), *UNMASKED), state=h()
+    ),
     "TransformerStep": lambda: made(pn.TransformerStep, tokens(), embed_dim=4, num_heads=2, **HEAD),
     "TransformerStep.forward": lambda: Call(
         pn.TransformerStep(4, 2, 3), x=tokens(), state=tokens()
+    ),
+    "TransformerStep.forward, padded": lambda: Call(
+        pn.TransformerStep(4, 2, 3), x=ok((tokens(), key_mask()), *UNMASKED)
     ),
     "halting_steps": lambda: Call(
         pn.halting_steps,
@@ -145,4 +196,5 @@ WITHOUT = {
     }.items()
     for part in parts
 }
-ALLOWED = {}
+DTYPE = "which dtype the target has is the loss function's matter, and torch's says it"
+ALLOWED = {("step_losses", "target", mistake): DTYPE for mistake in ("bool", "float", "int32")}

@@ -4,12 +4,25 @@ from torch import nn
 
 from ponderlearn.architectures import sire
 
-generator = lambda: torch.Generator().manual_seed(1)
-x = lambda: torch.randn(5, 4, 2)  # (B, T, d)
-lengths = lambda: torch.tensor([4, 3, 4, 2, 1])
-groups = lambda: ok(torch.tensor([0, 0, 1, 1]), "entry -1", "entry past the end")  # any labels
-rnn = lambda: sire.AggregationRNN(2, 3)
-net = lambda: sire.SetRNN(nn.GRU(2, 3, batch_first=True), nn.Linear(3, 2))
+
+def generator():
+    return torch.Generator().manual_seed(1)
+
+
+def x():
+    return torch.randn(5, 4, 2)  # (B, T, d)
+
+
+def lengths():
+    return torch.tensor([4, 3, 4, 2, 1])
+
+
+def groups():
+    return ok(torch.tensor([0, 0, 1, 1]), "entry -1", "entry past the end")  # any labels
+
+
+def net():
+    return sire.SetRNN(nn.GRU(2, 3, batch_first=True), nn.Linear(3, 2))
 
 
 def made(cls, example, **arguments):
@@ -21,20 +34,27 @@ EXAMPLES = {
     "commutator": lambda: Call(
         sire.commutator,
         step=nn.GRUCell(2, 3),
-        state=torch.rand(5, 3),
+        state=ok(torch.rand(5, 3), None),
         x1=torch.rand(5, 2),
         x2=torch.rand(5, 2),
     ),
     "commutator, LSTM": lambda: Call(
         sire.commutator,
-        step=lambda x, state: nn.functional.normalize(x) * state[0],
-        state=(torch.rand(5, 2), torch.rand(5, 2)),
+        step=nn.LSTMCell(2, 3),
+        state=ok((torch.rand(5, 3), torch.rand(5, 3)), None),
+        x1=torch.rand(5, 2),
+        x2=torch.rand(5, 2),
+    ),
+    "commutator, a function": lambda: Call(
+        sire.commutator,
+        step=lambda x, state: torch.tanh(x if state is None else 0.5 * state + x),
+        state=ok(torch.rand(5, 2), None),
         x1=torch.rand(5, 2),
         x2=torch.rand(5, 2),
     ),
     "shuffle_within": lambda: Call(
         sire.shuffle_within,
-        x=ok(x(), "width"),
+        x=ok(x(), "width", "meta"),  # groups and lengths may stay on the CPU
         groups=groups(),
         lengths=lengths(),
         generator=generator(),
@@ -55,6 +75,7 @@ EXAMPLES = {
         sire.output_invariance_loss,
         model=net(),
         x=x(),
+        lengths=lengths(),
         kind="transposition",
         groups=groups(),
         reduction="mean",
@@ -65,6 +86,7 @@ EXAMPLES = {
         model=net(),
         x=x(),
         n_orders=3,
+        lengths=lengths(),
         groups=groups(),
         generator=generator(),
     ),
@@ -76,7 +98,9 @@ EXAMPLES = {
         aggregation_size=4,
         residual=True,
     ),
-    "AggregationRNN.forward": lambda: Call(rnn(), x=x(), state=torch.rand(1, 5, 3)),
+    "AggregationRNN.forward": lambda: Call(
+        sire.AggregationRNN(2, 3), x=x(), state=torch.rand(1, 5, 3)
+    ),
     "SetRNN": lambda: made(
         sire.SetRNN,
         x(),

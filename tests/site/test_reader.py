@@ -248,6 +248,17 @@ def test_names_of_other_modules_lead_to_their_own_entries():
     assert "{py:obj}`table <ponderlearn.cards.table>`" in text
 
 
+def test_api_page_of_a_method():
+    import api  # docs/_ext, see conftest.py
+
+    _, _, entries, text = api.page(TOP / "nbs" / "01_adaptive" / "01_act.ipynb", TOP)
+    assert {"ACTCell.make", "ACTRNN.forward"} <= {e.name for e in entries}
+    assert "{py:method} make(cell_type, input_size, hidden_size, **kwargs)" in text
+    assert "| `remainder` | `Tensor` | (B,): R, float32 or float64" in text
+    assert "`*args`" not in text and "`cls`" not in text
+    assert "```pycon\n>>> ACTCell.make(nn.LSTMCell, 6, 5).cell\nLSTMCell(7, 5)\n```" in text
+
+
 def test_notation_names_exist():
     import tomllib
 
@@ -316,6 +327,7 @@ def test_a_bad_notebook_fails_the_build(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_addresses_and_second_build(tmp_path):
     folder = small_course(
         tmp_path / "c",
