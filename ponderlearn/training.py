@@ -498,14 +498,22 @@ def train(self: _Run, line, steps: int, evaluate, eval_every: int, stop, save) -
         line.set_postfix(loss=f"{self.rows[-1]['loss']:.4g}", refresh=False)
 
 # %% ../nbs/00_foundations/08_training.ipynb #f371f7ea
+_CALLS = {
+    "loss_fn": "(model, batch) -> loss",
+    "batches": "(step, generator) -> batch",
+    "evaluate": "(model, step) -> dict",
+    "stop": "(row) -> bool",
+}
+
+
 def _check_fit(model, **functions) -> None:
     "TypeError or ValueError unless the model can be trained and the functions are functions."
     check(isinstance(model, nn.Module), "model", "be a torch.nn.Module", model, TypeError)
     trainable = any(p.requires_grad for p in model.parameters())
     check(trainable, "model", "have a parameter that requires a gradient", "none")
-    for name, (f, call) in functions.items():
+    for name, f in functions.items():
         if f is not None or name in ("loss_fn", "batches"):
-            check_callable(f, name, call)
+            check_callable(f, name, name + _CALLS[name])
 
 # %% ../nbs/00_foundations/08_training.ipynb #71f06ee3
 def fit(
@@ -535,13 +543,7 @@ def fit(
     FloatingPointError at the first loss or gradient that is not finite, with the model as before
     that step and the history so far in its `.history`. TypeError or ValueError for what your
     functions return wrongly."""
-    _check_fit(
-        model,
-        loss_fn=(loss_fn, "loss_fn(model, batch) -> loss"),
-        batches=(batches, "batches(step, generator) -> batch"),
-        evaluate=(evaluate, "evaluate(model, step) -> dict"),
-        stop=(stop, "stop(row) -> bool"),
-    )
+    _check_fit(model, loss_fn=loss_fn, batches=batches, evaluate=evaluate, stop=stop)
     check_device(device)
     accelerator = _accelerator(accelerator)
     steps, seed = check_int(steps, "steps", low=1), check_int(seed, "seed", low=0, high=2**31 - 1)
