@@ -424,8 +424,8 @@ def coded_bytes(
     mask: Tensor,  # bool or 0/1, any shape
     coding: str = "bits",  # "bits"; "entropy": bound for independent bits; "index16": 2 bytes a one
 ) -> int:
-    """Bytes that `mask` takes under a coding, "bits" being one a weight. The mask alone counts, since
-    the weights are a seed.
+    """Bytes that `mask` takes under a coding, "bits" being one a weight. The mask alone counts,
+    since the weights are a seed.
 
     ValueError for an unknown coding, or values other than 0 and 1.
 
