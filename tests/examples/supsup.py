@@ -104,14 +104,14 @@ def saved():
 
 def hopfield():
     made = su.HopfieldStore(5)
-    made.store(signs())
-    made.store(signs().flip(0))
+    made.append(signs())
+    made.append(signs().flip(0))
     return made
 
 
-def hopfield_store():
+def hopfield_append():
     made = su.HopfieldStore(5)
-    return Call(made.store, z=signs()).then(lambda _: made)
+    return Call(made.append, z=signs()).then(lambda _: made)
 
 
 INSIDE = [f"{what} inside" for what in ("None", "list", "rows", "width", "half")]  # for entropy_fn
@@ -218,7 +218,7 @@ EXAMPLES = {
     ),
     "infer_task, exhaustive": lambda: Call(su.infer_task, net=net(), x=x(), method="exhaustive"),
     "HopfieldStore": lambda: Call(su.HopfieldStore, d=5, rule="hebb"),
-    "HopfieldStore.store": hopfield_store,
+    "HopfieldStore.append": hopfield_append,
     "HopfieldStore.field": lambda: Call(hopfield().field, z=ok(signs(), "axis more")),
     "HopfieldStore.energy": lambda: Call(hopfield().energy, z=ok(signs(), "axis more")),
     "HopfieldStore.recall": lambda: Call(hopfield().recall, z=signs(), n_steps=3),
