@@ -30,6 +30,7 @@ from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
 
+# %% ../nbs/00_foundations/08_training.ipynb #5c1e7a90
 from ponderlearn._check import (
     check,
     check_callable,
@@ -506,7 +507,7 @@ _CALLS = {
 }
 
 
-def _check_fit(model, **functions) -> None:
+def _check_fit(model, device, **functions) -> None:
     "TypeError or ValueError unless the model can be trained and the functions are functions."
     check(isinstance(model, nn.Module), "model", "be a torch.nn.Module", model, TypeError)
     trainable = any(p.requires_grad for p in model.parameters())
@@ -514,6 +515,7 @@ def _check_fit(model, **functions) -> None:
     for name, f in functions.items():
         if f is not None or name in ("loss_fn", "batches"):
             check_callable(f, name, name + _CALLS[name])
+    check_device(device)
 
 # %% ../nbs/00_foundations/08_training.ipynb #71f06ee3
 def fit(
@@ -543,8 +545,7 @@ def fit(
     FloatingPointError at the first loss or gradient that is not finite, with the model as before
     that step and the history so far in its `.history`. TypeError or ValueError for what your
     functions return wrongly."""
-    _check_fit(model, loss_fn=loss_fn, batches=batches, evaluate=evaluate, stop=stop)
-    check_device(device)
+    _check_fit(model, device, loss_fn=loss_fn, batches=batches, evaluate=evaluate, stop=stop)
     accelerator = _accelerator(accelerator)
     steps, seed = check_int(steps, "steps", low=1), check_int(seed, "seed", low=0, high=2**31 - 1)
     clip = None if clip is None else check_number(clip, "clip", low=0, open_low=True)
@@ -590,7 +591,7 @@ def _points(grid) -> list[dict]:
         check(ok, "grid", "leave the names 'seed' and 'error' free", point)
     return list(grid)
 
-
+# %% ../nbs/00_foundations/08_training.ipynb #7d20be41
 def _check_points(run: Callable, points: list[dict]) -> None:
     "ValueError unless `run` takes the settings of each point."
     try:
