@@ -225,9 +225,9 @@ def sire_loss(
     reduction: str = "mean",  # over the rows that have a pair: "mean", "none" or "sum"
     generator: torch.Generator | None = None,  # source of randomness
 ) -> Tensor:
-    """The regularizer (sire-regularizer): mean commutator at random places; a scalar, or (B,) with "none".
+    """The regularizer (sire-regularizer): mean commutator at random places.
 
-    In float32 at least. Zero, with a graph, where there is no pair, and a warning if the sequences
+    A scalar, or (B,) with "none", in float32 at least. Zero, with a graph, where there is no pair, and a warning if the sequences
     have one element alone. `lengths` and `groups` are looked at in each call: keep them on the CPU.
     ValueError for a layer that is not batch first, is bidirectional or has dropout, for bad lengths
     or groups; TypeError for another dtype than the layer's.
@@ -288,11 +288,8 @@ def _mean_gaps(gaps: Tensor, places: list[int], lengths: Tensor | None, reductio
 # %% ../../nbs/02_architectures/01_sire.ipynb #bd07eb68
 #| code-fold: true
 def _both(rnn: nn.Module, pairs: Tensor, state) -> Tensor:
-    "Commutators (n,) of pairs (n, 2, d) after the states before them: both orders in one call."
-    n = len(pairs)
-    start = None if state is None else tree_map(lambda s: torch.cat([s, s], 1), state)
-    end = _run(rnn, torch.cat([pairs, pairs.flip(1)]), start)[1]
-    first, second = (tree_map(lambda s, a=a: s[:, a : a + n], end) for a in (0, n))
+    "Commutators (n,) of pairs (n, 2, d) after the states before them."
+    first, second = (_run(rnn, p, state)[1] for p in (pairs, pairs.flip(1)))
     return _squared_distance(first, second, 1)
 
 
