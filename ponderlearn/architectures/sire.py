@@ -228,7 +228,8 @@ def sire_loss(
     """The regularizer (sire-regularizer): mean commutator at random places.
 
     A scalar, or (B,) with "none"; in float32 at least. Zero, with a graph, where there is no pair,
-    and a warning if the sequences have one element alone. `lengths` and `groups` are looked at in each call: keep them on the CPU.
+    and a warning if the sequences have one element alone. `lengths` and `groups` are looked at in
+    each call: keep them on the CPU.
     ValueError for a layer that is not batch first, is bidirectional or has dropout, for bad lengths
     or groups; TypeError for another dtype than the layer's.
 
