@@ -67,9 +67,8 @@ LIMIT = Size(0, 750, 350, 30, 8, 500, 75)
 LONG = {
     "act": Size(0, 1000, 446, 30, 13, 790, 105),
     "pondernet": Size(0, 1000, 402, 30, 13, 915, 140),
-    "sire": Size(0, 1000, 396, 30, 13, 899, 115),
 }
-LATE_SUMMARY = {"act", "pondernet", "sire"}  # it stood before 'Where it went next'
+LATE_SUMMARY = {"act", "pondernet"}  # it stood before 'Where it went next'
 
 every = pytest.mark.parametrize("path", FILES, ids=str)
 notebooks = pytest.mark.parametrize("c", NOTEBOOKS, ids=lambda c: c.name)

@@ -489,6 +489,13 @@ def test_explicit_networks():
     assert torch.equal(
         sire.parity_rnn().bfloat16()(long.bfloat16())[:, 0].float(), long.sum((1, 2)) % 2
     )
+    plain = nn.RNN(1, 2, nonlinearity="relu", batch_first=True)
+    with torch.no_grad():
+        plain.weight_hh_l0.copy_(torch.tensor([[1.0, -2.0], [1.0, -2.0]]))
+        plain.weight_ih_l0.fill_(1.0)
+        plain.bias_ih_l0.copy_(torch.tensor([0.0, -1.0]))
+        plain.bias_hh_l0.zero_()
+    assert torch.equal(plain(long)[0] @ torch.tensor([1.0, -2.0]), long[..., 0].cumsum(1) % 2)
     x = torch.randn(2000, 9, 1, generator=generator())
     top = sire.max_rnn().rnn(x[:, 1:], x[None, :, 0])[1][0, :, 0]
     assert (top - x.amax((1, 2))).abs().max() < 3e-6

@@ -7,6 +7,7 @@ __all__ = ['commutator', 'shuffle_within', 'sire_loss', 'output_invariance_loss'
            'DeepSets', 'SetTransformer', 'parity_rnn', 'max_rnn', 'parity_deepsets', 'half_range', 'exchange_neighbors']
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #58699799
+#| code-fold: true
 import math
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from fastcore.basics import patch
 from .._nested import at_least_float32, draw, leaves, length_mask, mlp, reduce, tree_map
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #aebe33f1
+#| code-fold: true
 def _squared_distance(a, b, batch_dim: int) -> Tensor:
     "Squared distance (B,) of two states over all their parts and axes but `batch_dim`."
 
@@ -60,6 +62,7 @@ def commutator(
     return _squared_distance(first, second, 0)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #3c5a1d20
+#| code-fold: true
 def _check_step(step: Callable, state, x1: Tensor, x2: Tensor) -> None:
     "Check an update and what goes into it; torch's own cells also say widths and dtype."
     check_callable(step, "step", "step(x, state) -> state")
@@ -98,6 +101,7 @@ def _update(step: Callable, x: Tensor, state):
     return new
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #8939510a
+#| code-fold: true
 def _check_sequences(x, lengths, groups=None) -> None:
     "Check sequences with their lengths and groups, which may stay on the CPU."
     check_tensor(x, "x", ("B", "T", "d"), kind="float", nonempty=True)
@@ -117,6 +121,7 @@ def _check_sequences(x, lengths, groups=None) -> None:
         check(one_piece, "groups", "be contiguous", got)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #1f4be0a7
+#| code-fold: true
 def shuffle_within(
     x: Tensor,  # (B, T, d)
     groups: Tensor | None = None,  # (T,) integer, contiguous: elements move only inside a group
@@ -152,6 +157,7 @@ def _take(x: Tensor, order: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, (order + rows).flatten()).view(*order.shape, -1)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #72ada9bb
+#| code-fold: true
 def _check_rnn(rnn) -> None:
     "A recurrent layer that is called like torch's own, batch first, in one direction."
     check(isinstance(rnn, nn.Module), "rnn", "be a module", rnn, TypeError)
@@ -178,6 +184,7 @@ def _check_weights(x: Tensor, net: nn.Module, width) -> None:
         check_input(x, "x", ("B", "T", width), like=like, nonempty=True)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #4d2c9b58
+#| code-fold: true
 def _unpacked(x, lengths) -> tuple:
     "Padded sequences and their lengths; a packed sequence brings both."
     if not isinstance(x, PackedSequence):
@@ -205,6 +212,7 @@ def _run(rnn: nn.Module, x: Tensor, state=None) -> tuple:
     return out
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #6848a00f
+#| code-fold: true
 def sire_loss(
     rnn: nn.Module,  # recurrent layer, batch first: rnn(x, state) -> (output, state)
     x: Tensor,  # (B, T, d), or packed: sequences as `rnn` takes them, after any embedding
@@ -217,10 +225,11 @@ def sire_loss(
     reduction: str = "mean",  # over the rows that have a pair: "mean", "none" or "sum"
     generator: torch.Generator | None = None,  # source of randomness
 ) -> Tensor:
-    """The regularizer (sire-loss): mean commutator at random places; a scalar, or (B,) with "none".
+    """The regularizer (sire-regularizer): mean commutator at random places.
 
-    In float32 at least. Zero, with a graph, where there is no pair, and a warning if the sequences
-    have one element alone. `lengths` and `groups` are looked at in each call: keep them on the CPU.
+    A scalar, or (B,) with "none"; in float32 at least. Zero, with a graph, where there is no pair,
+    and a warning if the sequences have one element alone. `lengths` and `groups` are looked at in
+    each call: keep them on the CPU.
     ValueError for a layer that is not batch first, is bidirectional or has dropout, for bad lengths
     or groups; TypeError for another dtype than the layer's.
 
@@ -247,6 +256,7 @@ def sire_loss(
     return _mean_gaps(gaps, places, lengths, reduction)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #9a07e3b1
+#| code-fold: true
 def _places(x: Tensor, lengths: Tensor | None, groups: Tensor | None) -> list[int]:
     "The places k of pairs (k, k + 1) inside a group that some row is long enough for."
     longest = x.shape[1] if lengths is None else int(lengths.max())
@@ -277,12 +287,10 @@ def _mean_gaps(gaps: Tensor, places: list[int], lengths: Tensor | None, reductio
     return reduce(torch.where(real, gaps, 0).sum(0) / n.clamp(min=1), reduction, n > 0)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #bd07eb68
+#| code-fold: true
 def _both(rnn: nn.Module, pairs: Tensor, state) -> Tensor:
-    "Commutators (n,) of pairs (n, 2, d) after the states before them: both orders in one call."
-    n = len(pairs)
-    start = None if state is None else tree_map(lambda s: torch.cat([s, s], 1), state)
-    end = _run(rnn, torch.cat([pairs, pairs.flip(1)]), start)[1]
-    first, second = (tree_map(lambda s, a=a: s[:, a : a + n], end) for a in (0, n))
+    "Commutators (n,) of pairs (n, 2, d) after the states before them."
+    first, second = (_run(rnn, p, state)[1] for p in (pairs, pairs.flip(1)))
     return _squared_distance(first, second, 1)
 
 
@@ -303,6 +311,7 @@ def _gaps(rnn: nn.Module, x: Tensor, places: list[int], detach_prefix: bool) -> 
     return torch.cat(gaps).view(len(places), len(x))
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #a4888d1b
+#| code-fold: true
 def _exchanges(x, lengths, groups, kind: str, generator) -> Tensor:
     "An order (B, T) for each row that exchanges two elements of one group, if it has two."
     B, T, _ = x.shape
@@ -336,6 +345,7 @@ def _answers(model: Callable, x: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.cat([at_least_float32(p)[..., None].flatten(1) for p in parts], 1)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #e5170c92
+#| code-fold: true
 def output_invariance_loss(
     model: Callable,  # model(x) -> (B, ...), or tensors in tuples; model(x, lengths) with lengths
     x: Tensor,  # (B, T, d)
@@ -368,6 +378,7 @@ def output_invariance_loss(
     return reduce((out[: len(x)] - out[len(x) :]).square().sum(1), reduction)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #c1bcee7b
+#| code-fold: true
 @torch.no_grad()
 def permutation_gap(
     model: Callable,  # model(x) -> (B, ...), or tensors in tuples; model(x, lengths) with lengths
@@ -402,6 +413,7 @@ def permutation_gap(
     return out.view(n_orders, B, -1).var(0).mean(1).sqrt()
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #c491ed04
+#| code-fold: true
 class AggregationRNN(nn.Module):
     """Recurrent layer with a hidden layer inside its update (sire-cell); called like a batch-first
     nn.RNN.
@@ -443,6 +455,7 @@ class AggregationRNN(nn.Module):
         self.output = nn.Linear(self.aggregation_size, self.hidden_size)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #27fa90d3
+#| code-fold: true
 @patch
 def forward(
     self: AggregationRNN,
@@ -467,6 +480,7 @@ def forward(
     return torch.stack(states, 1), s[None]
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #520a6a72
+#| code-fold: true
 class SetRNN(nn.Module):
     """A recurrent layer, read at the last element (sire-rnn): `readout(state)`.
 
@@ -499,6 +513,7 @@ class SetRNN(nn.Module):
         self.rnn, self.readout, self.embed = rnn, readout, embed
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #60b8d2ae
+#| code-fold: true
 @patch
 def forward(
     self: SetRNN,
@@ -525,6 +540,7 @@ def forward(
     return _rows(self.readout(last), "readout", len(x))
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #f8bb7d34
+#| code-fold: true
 class DeepSets(nn.Module):
     """rho(pool of phi(x_i)), invariant by construction (sire-deepsets); phi and rho have one hidden
     layer each.
@@ -561,6 +577,7 @@ class DeepSets(nn.Module):
         self.phi, self.rho = mlp(d, h, h), mlp(h, h, n)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #b3e7154c
+#| code-fold: true
 @patch
 def forward(
     self: DeepSets,
@@ -590,6 +607,7 @@ def forward(
     return self.rho(z.sum(1) / (n if self.pool == "mean" else 1))
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #7af0da1d
+#| code-fold: true
 class _Attend(nn.Module):
     "Attention of queries to keys, with residuals, layer norms and a row-wise layer behind it."
 
@@ -625,6 +643,7 @@ class _Block(nn.Module):
         return self.second(z, self.first(self.points.expand(len(z), -1, -1), z, padding), None)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #26ef82dd
+#| code-fold: true
 class SetTransformer(nn.Module):
     """Two blocks of self-attention, pooling by attention and a linear readout; invariant by
     construction, so that (sire-condition) holds of its answer.
@@ -664,6 +683,7 @@ class SetTransformer(nn.Module):
         self.query, self.pool = _learned(1, n), _Attend(n, heads)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #d41c6e05
+#| code-fold: true
 @patch
 def forward(
     self: SetTransformer,
@@ -686,6 +706,7 @@ def forward(
     return self.readout(self.pool(self.query.expand(len(x), -1, -1), z, padding)[:, 0])
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #e5cc4d54
+#| code-fold: true
 def _explicit(W, U, b, A) -> SetRNN:
     "A SetRNN with one number as state and the given weights in its update."
     rnn = AggregationRNN(1, 1, len(W))
@@ -715,6 +736,7 @@ def max_rnn() -> SetRNN:
     return _explicit([1.0, 0.0, 0.0], [-1.0, 1.0, -1.0], [0.0, 0.0, 0.0], [1.0, 1.0, -1.0])
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #dfd83a8b
+#| code-fold: true
 def parity_deepsets(
     n_bits: int,  # K
     *,
@@ -735,6 +757,7 @@ def parity_deepsets(
     return net
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #a8d50f17
+#| code-fold: true
 def _layers(*layers: tuple[Tensor, Tensor]) -> nn.Sequential:
     "ReLU layers with the given weights and biases."
     net = mlp(layers[0][0].shape[1], *(len(bias) for _, bias in layers))
@@ -761,6 +784,7 @@ def _folds(K: int) -> nn.Sequential:
     return _layers(first, *rest, (tent, torch.zeros(1)))
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #1f15447c
+#| code-fold: true
 def half_range(
     values: Tensor,  # (B, T), T even
 ) -> Tensor:
