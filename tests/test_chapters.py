@@ -66,11 +66,10 @@ LIMIT = Size(0, 750, 350, 30, 8, 500, 75)
 # Notebooks over a limit, with what each may have at most. To be emptied; nothing is to be added.
 LONG = {
     "act": Size(42, 913, 446, 46, 15, 1135, 120),
-    "pondernet": Size(0, 960, 402, 30, 13, 915, 140),
     "sire": Size(41, 988, 396, 66, 20, 1680, 160),
     "supsup": Size(0, 918, 350, 30, 14, 840, 126),
 }
-LATE_SUMMARY = {"act", "pondernet", "sire", "supsup"}  # it stood before 'Where it went next'
+LATE_SUMMARY = {"act", "sire", "supsup"}  # it stood before 'Where it went next'
 
 every = pytest.mark.parametrize("path", FILES, ids=str)
 notebooks = pytest.mark.parametrize("c", NOTEBOOKS, ids=lambda c: c.name)
