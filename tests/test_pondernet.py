@@ -519,7 +519,7 @@ def test_confidence_is_detached_and_bernoulli_for_one_logit():
     p = torch.sigmoid(logit)
     assert close(pn.prediction_entropy(logit), -(p * p.log() + (1 - p) * (1 - p).log()))
     head = pn.PonderHead(4, 3, confidence=True)
-    nn.init.constant_(head.certainty, 2.0)
+    nn.init.constant_(head.entropy_weight, 2.0)
     h = torch.randn(5, 4, requires_grad=True)
     (grad,) = torch.autograd.grad(head(h)[1].sum(), h)
     assert (

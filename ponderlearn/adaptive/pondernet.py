@@ -392,7 +392,7 @@ def prediction_entropy(
     terms = log_q.exp() * log_q.masked_fill(log_q == -math.inf, 0.0)
     return -terms.sum(-1, keepdim=True)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #76e53a1c
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #8feb20d9
 #| code-fold: true
 class RecurrentStep(nn.Module):
     """A recurrent cell that sees x at every step, with a `PonderHead` on its state: eq. (1).
@@ -421,14 +421,17 @@ class RecurrentStep(nn.Module):
         output_size: int,  # width of the prediction
         *,
         cell: str = "gru",  # "gru", "lstm" or "rnn"
-        **head,  # `confidence`, `lambda_init` of `PonderHead`
+        confidence: bool = False,  # show the halting unit the prediction's entropy
+        lambda_init: float = 0.2,  # halting probability at the start
     ):
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
         check_choice(cell, "cell", ("gru", "lstm", "rnn"))
         self.kind = cell
-        make = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "rnn": nn.RNNCell}[cell]
-        self.cell = make(input_size, hidden_size)
+        self.cell = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "rnn": nn.RNNCell}[cell](
+            input_size, hidden_size
+        )
+        head = {"confidence": confidence, "lambda_init": lambda_init}
         self.heads = PonderHead(hidden_size, output_size, **head)
 
     def forward(
@@ -437,36 +440,69 @@ class RecurrentStep(nn.Module):
         state=None,  # (B, hidden_size), a pair of them for LSTM; None: zeros
     ) -> tuple:
         "Prediction (B, output_size), halting logit (B,) and the next state."
-        state = self.advance(x, state)
+        state = self.advance(self.encode(x), state)
         return *self.head(state), state
 
     def head(self, state) -> tuple[Tensor, Tensor]:
         "Prediction (..., output_size) and halting logit (...) of a state, or of all steps' states."
         return self.heads(state[0] if self.kind == "lstm" else state)
 
-# %% ../../nbs/01_adaptive/02_pondernet.ipynb #9672eaf5
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #b3ddfbba
 #| code-fold: true
 @patch
-def advance(self: RecurrentStep, x: Tensor, state=None):
-    "One update of the cell, eq. (1); an LSTM's state is the pair (h, c)."
-    cell, lstm = self.cell, self.kind == "lstm"
+def encode(self: RecurrentStep, x: Tensor) -> tuple[Tensor, ...]:
+    "The input's part of the gates, the same at all steps, in the weights' dtype."
+    cell = self.cell
     check_input(x, "x", ("B", cell.input_size), like=cell.weight_ih)
-    if state is not None:
-        if lstm:
-            pair = isinstance(state, tuple) and len(state) == 2
-            check(pair, "state", "be a pair (h, c) of tensors", state, TypeError)
-        shape = x.shape[0], cell.hidden_size
-        parts = state if lstm else (state,)
-        parts = [check_input(h, "state", shape, like=cell.weight_hh) for h in parts]
-        parts = [h.to(cell.weight_hh.dtype) for h in parts]
-        state = tuple(parts) if lstm else parts[0]
-    return cell(x.to(cell.weight_ih.dtype), state)
+    gates = F.linear(x, cell.weight_ih, cell.bias_ih).to(cell.weight_ih.dtype)
+    size = cell.hidden_size
+    return gates.split([2 * size, size], -1) if self.kind == "gru" else (gates,)
 
 
 @patch
-def unroll(self: RecurrentStep, x: Tensor, state, n_steps: int):
+def _begin(self: RecurrentStep, x: tuple[Tensor, ...], state):
+    "The state in the gates' dtype, zeros for None; a wrong one is refused."
+    shape, lstm = (x[0].shape[0], self.cell.hidden_size), self.kind == "lstm"
+    if state is None:
+        return (x[0].new_zeros(shape),) * 2 if lstm else x[0].new_zeros(shape)
+    if lstm:
+        pair = isinstance(state, tuple) and len(state) == 2
+        check(pair, "state", "be a pair (h, c) of tensors", state, TypeError)
+    parts = state if lstm else (state,)
+    parts = [check_input(h, "state", shape, like=self.cell.weight_hh) for h in parts]
+    parts = [h.to(x[0].dtype) for h in parts]
+    return tuple(parts) if lstm else parts[0]
+
+# %% ../../nbs/01_adaptive/02_pondernet.ipynb #aa10c0e4
+#| code-fold: true
+def _gru_update(gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    "The next state of a GRU cell, from the input's part of both gates and of the candidate."
+    size = h.shape[-1]
+    own_gates, own_new = F.linear(h, weight, bias).to(h.dtype).split([2 * size, size], -1)
+    reset, keep = torch.sigmoid(gates + own_gates).chunk(2, -1)
+    return torch.lerp(torch.tanh(torch.addcmul(new, reset, own_new)), h, keep)
+
+
+@patch
+def advance(self: RecurrentStep, x: tuple[Tensor, ...], state=None):
+    "One update of the cell from the encoded input, eq. (1); an LSTM's state is the pair (h, c)."
+    state, cell = self._begin(x, state), self.cell
+    if self.kind == "gru":
+        return _gru_update(*x, state, cell.weight_hh, cell.bias_hh)
+    h = state[0] if self.kind == "lstm" else state
+    gates = x[0] + F.linear(h, cell.weight_hh, cell.bias_hh).to(h.dtype)
+    if self.kind == "rnn":
+        return torch.tanh(gates)
+    i, f, g, o = gates.chunk(4, -1)
+    c = torch.addcmul(torch.sigmoid(f) * state[1], torch.sigmoid(i), torch.tanh(g))
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+@patch
+def unroll(self: RecurrentStep, x: tuple[Tensor, ...], state, n_steps: int):
     "The states after steps 1..n_steps, each tensor (N, B, ...)."
     return _loop(self, x, state, n_steps)
+
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #415ad1ec
 #| code-fold: true

@@ -194,7 +194,7 @@ INSIDE = "a part of the step function, which PonderNet calls; forward checks wha
 WITHOUT = {
     f"{step}.{part}": INSIDE
     for step, parts in {
-        "RecurrentStep": ("advance", "head", "unroll"),
+        "RecurrentStep": ("encode", "advance", "head", "unroll"),
         "AttentionStep": ("encode", "advance", "head"),
         "TransformerStep": ("advance", "head"),
     }.items()
