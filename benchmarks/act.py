@@ -17,7 +17,7 @@ from compare import interleaved, save
 from pytorch_adaptive_computation_time import AdaptiveGRU
 from torch import nn
 
-from ponderlearn.adaptive.act import ACTRNN, ACTCell, ponder_cost
+from ponderlearn.adaptive.act import ACTRNN, ACTCell, RepeatCell, ponder_cost
 
 SIZE, HIDDEN, LIMIT = 64, 128, 100
 
@@ -154,6 +154,25 @@ def without_a_look(repeats: int) -> dict:
     return {"what": what, "beside": "compact=True", "updates": 8 * 128, **row}
 
 
+def beside_fixed(n: int, repeats: int) -> dict:
+    "One training update of the chapter's parity network: ACT beside `n` updates for every input."
+    torch.manual_seed(0)
+    layer = ACTCell.make(nn.RNNCell, 5, HIDDEN, halting_bias=-0.3, max_steps=20)
+    nn.init.normal_(layer.halting.weight, std=0.5)
+    act, fixed = ACTRNN(layer), ACTRNN(RepeatCell(layer.cell, n))
+    x = torch.randint(-1, 2, (128, 1, 5)).float()
+
+    def run_act():
+        output, final = act(x)
+        (output.sum() + 0.01 * ponder_cost(final.steps, final.remainder)).backward()
+
+    row = interleaved(run_act, lambda: fixed(x).output.sum().backward(), repeats=repeats)
+    steps = act(x).final.steps
+    what = f"training, RNN, batch 128, 1 input, {steps.double().mean():.1f} updates on average, "
+    what += f"{steps.max()} at most"
+    return {"what": what, "beside": f"always {n}", "updates": int(steps.sum()), **row}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     rows = []
@@ -179,6 +198,7 @@ def main() -> None:
     ):
         rows.append(beside_plain(kind, shape, train, bias, 101, **more))
     rows.append(without_a_look(101))
+    rows += [beside_fixed(n, 301) for n in (2, 5)]
     version = importlib.metadata.version("pytorch-adaptive-computation-time")
     print(save("act", f"pytorch-adaptive-computation-time {version}", rows))
 

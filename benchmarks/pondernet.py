@@ -23,8 +23,8 @@ from torch import nn
 from ponderlearn.adaptive.act import parity
 from ponderlearn.adaptive.pondernet import (
     AttentionStep,
-    GRUStep,
     PonderNet,
+    RecurrentStep,
     TransformerStep,
     geometric_prior,
     halting_steps,
@@ -50,7 +50,7 @@ def training(repeats: int = 301) -> dict:
     torch.manual_seed(0)
     batch = parity(BATCH, BITS, generator=torch.Generator().manual_seed(0))
     x, y = batch.x[:, 0], batch.y[:, 0].float()
-    ours = PonderNet(GRUStep(BITS, HIDDEN, 1), N)
+    ours = PonderNet(RecurrentStep(BITS, HIDDEN, 1), N)
     ours_optimizer = torch.optim.Adam(ours.parameters(), lr=1e-4)
     peer = labml()
     theirs = peer.ParityPonderGRU(BITS, HIDDEN, N)
@@ -92,7 +92,7 @@ def plain_loss(step, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (total + 0.01 * kl).mean()
 
 
-def torchs_gru(step: GRUStep):
+def torchs_gru(step: RecurrentStep):
     "The step with torch's own cell."
 
     def call(x, state):
@@ -103,8 +103,8 @@ def torchs_gru(step: GRUStep):
 
 
 STEPS = {
-    "GRU": (lambda: GRUStep(BITS, HIDDEN, 3), torchs_gru, (BATCH, BITS)),
-    "LSTM": (lambda: GRUStep(BITS, HIDDEN, 3, cell="lstm"), lambda step: step, (BATCH, BITS)),
+    "GRU": (lambda: RecurrentStep(BITS, HIDDEN, 3), torchs_gru, (BATCH, BITS)),
+    "LSTM": (lambda: RecurrentStep(BITS, HIDDEN, 3, cell="lstm"), lambda step: step, (BATCH, BITS)),
     "attention": (lambda: AttentionStep(32, HIDDEN, 3), lambda step: step, (BATCH, 16, 32)),
     "transformer": (lambda: TransformerStep(32, 4, 3), lambda step: step, (BATCH, 16, 32)),
 }
@@ -131,30 +131,6 @@ def beside_plain(kind: str, repeats: int) -> dict:
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours(), theirs(), strict=True))
     what = f"loss and gradient, {kind}, batch {BATCH}, N = {N}"
     return {"what": what, "beside": "plain loop", **interleaved(ours, theirs, repeats=repeats)}
-
-
-def written_out(repeats: int) -> dict:
-    "The GRU's written-out gradient beside autograd's over the same updates."
-    torch.manual_seed(0)
-    step, x, y = GRUStep(BITS, HIDDEN, 3), torch.randn(BATCH, BITS), torch.randint(0, 3, (BATCH,))
-    net = PonderNet(step, N)
-
-    def run(unroll):
-        step.unroll = unroll
-        step.zero_grad()
-        out = net(x)
-        ponder_loss(step_losses(out, y), out, 0.2, 0.01).loss.backward()
-
-    def update_by_update(x, state, n_steps):
-        states = []
-        for _ in range(n_steps):
-            states.append(state := step.advance(x, state))
-        return torch.stack(states)
-
-    what = f"written-out gradient of the GRU, batch {BATCH}, hidden {HIDDEN}, N = {N}"
-    whole = GRUStep.unroll.__get__(step)
-    times = interleaved(lambda: run(whole), lambda: run(update_by_update), repeats=repeats)
-    return {"what": what, "beside": "autograd", **times}
 
 
 def padded(repeats: int) -> dict:
@@ -184,7 +160,7 @@ def each_gradient(repeats: int) -> dict:
     "The gradient of each input's loss, by torch.func beside a backward pass an input."
     torch.manual_seed(0)
     net, x, y = (
-        PonderNet(GRUStep(BITS, HIDDEN, 3), N),
+        PonderNet(RecurrentStep(BITS, HIDDEN, 3), N),
         torch.randn(32, BITS),
         torch.zeros(32).long(),
     )
@@ -212,7 +188,7 @@ def each_gradient(repeats: int) -> dict:
 def early_exit(batch: int, hidden: int, repeats: int) -> dict:
     "Prediction in which halted rows leave the batch, beside all N steps and a choice afterwards."
     torch.manual_seed(0)
-    net = PonderNet(GRUStep(16, hidden, 10, lambda_init=1 / 3), N).eval()
+    net = PonderNet(RecurrentStep(16, hidden, 10, lambda_init=1 / 3), N).eval()
     nn.init.normal_(net.step.heads.linear.weight[-1], std=0.3)
     x = torch.randn(batch, 16)
     with torch.inference_mode():
@@ -243,7 +219,7 @@ def early_exit(batch: int, hidden: int, repeats: int) -> dict:
 def main() -> None:
     torch.set_num_threads(1)
     rows = [training(), *(beside_plain(kind, 41) for kind in STEPS)]
-    rows += [written_out(101), padded(41), each_gradient(21)]
+    rows += [padded(41), each_gradient(21)]
     for batch, hidden, repeats in (
         (4096, 64, 31),
         (4096, 256, 11),

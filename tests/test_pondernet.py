@@ -284,7 +284,7 @@ def test_batch_order_and_transforms():
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_recurrent_cells_agree_with_torch(cell):
     torch.manual_seed(0)
-    step = pn.GRUStep(5, 8, 3, cell=cell).double()
+    step = pn.RecurrentStep(5, 8, 3, cell=cell).double()
     net, x = PonderNet(step, 6), torch.randn(4, 5, dtype=D)
     state, hidden = None, []
     for _ in range(6):
@@ -302,23 +302,10 @@ def test_recurrent_cells_agree_with_torch(cell):
     assert not torch.equal(net(x).outputs[0], net(x + 1).outputs[0])
 
 
-def test_the_written_out_gradient():
-    tensors = [
-        torch.randn(*s, dtype=D, requires_grad=True)
-        for s in ((3, 8), (3, 4), (3, 4), (12, 4), (12,))
-    ]
-
-    def one(*tensors):
-        return pn._GRUUnroll.apply(*tensors, 3)
-
-    assert torch.autograd.gradcheck(one, tensors)
-    assert torch.autograd.gradgradcheck(one, tensors)
-
-
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_second_derivatives_and_torch_func(cell):
     torch.manual_seed(0)
-    net = PonderNet(pn.GRUStep(3, 4, 2, cell=cell), 3).double()
+    net = PonderNet(pn.RecurrentStep(3, 4, 2, cell=cell), 3).double()
     x, params = torch.randn(5, 3, dtype=D), dict(net.named_parameters())
 
     def loss(params, x):
@@ -345,9 +332,9 @@ TOKENS = torch.randn(4, 7, 6)
 REAL = torch.arange(7) >= torch.tensor([[0], [2], [6], [3]])  # padding in front
 STEPS = {
     "mlp": (lambda: pn.MLPStep(5, 8, 3, confidence=True), torch.randn(4, 5)),
-    "gru": (lambda: pn.GRUStep(5, 8, 3, confidence=True), torch.randn(4, 5)),
-    "lstm": (lambda: pn.GRUStep(5, 8, 1, cell="lstm", confidence=True), torch.randn(4, 5)),
-    "rnn": (lambda: pn.GRUStep(5, 8, 3, cell="rnn"), torch.randn(4, 5)),
+    "gru": (lambda: pn.RecurrentStep(5, 8, 3, confidence=True), torch.randn(4, 5)),
+    "lstm": (lambda: pn.RecurrentStep(5, 8, 1, cell="lstm", confidence=True), torch.randn(4, 5)),
+    "rnn": (lambda: pn.RecurrentStep(5, 8, 3, cell="rnn"), torch.randn(4, 5)),
     "attention": (lambda: pn.AttentionStep(6, 8, 3), TOKENS),
     "attention, padded": (lambda: pn.AttentionStep(6, 8, 3), (TOKENS, REAL)),
     "transformer": (lambda: pn.TransformerStep(6, 2, 3), TOKENS),
@@ -392,7 +379,9 @@ def test_autocast_of_the_modules_around():
     reader.init_state = embed
     with torch.autocast("cpu", torch.bfloat16):
         out = reader(pn.stories(4).tokens)
-        model = nn.Sequential(nn.Linear(2, 5), pn.PonderOutput(PonderNet(pn.GRUStep(5, 8, 3), 3)))
+        model = nn.Sequential(
+            nn.Linear(2, 5), pn.PonderOutput(PonderNet(pn.RecurrentStep(5, 8, 3), 3))
+        )
         assert model(torch.randn(4, 2)).isfinite().all()
         assert model.eval()(torch.randn(4, 2)).isfinite().all()
         assert pn.PonderHead(8, 3)(torch.randn(4, 8))[1].shape == (4,)
@@ -461,7 +450,7 @@ class Two(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.step = pn.GRUStep(5, 8, 3)
+        self.step = pn.RecurrentStep(5, 8, 3)
 
     def forward(self, x, state=None):
         output, logit, state = self.step(x, state)
@@ -510,7 +499,7 @@ def test_the_loss_knows_the_networks_truncation():
 
 def test_one_tensor_in_a_sequence():
     torch.manual_seed(0)
-    net = PonderNet(pn.GRUStep(5, 8, 3), 6)
+    net = PonderNet(pn.RecurrentStep(5, 8, 3), 6)
     nn.init.normal_(net.step.heads.linear.weight, std=2.0)
     model, x = nn.Sequential(nn.Linear(2, 5), pn.PonderOutput(net), nn.Tanh()), torch.randn(9, 2)
     out = net(model[0](x))
@@ -530,7 +519,7 @@ def test_confidence_is_detached_and_bernoulli_for_one_logit():
     p = torch.sigmoid(logit)
     assert close(pn.prediction_entropy(logit), -(p * p.log() + (1 - p) * (1 - p).log()))
     head = pn.PonderHead(4, 3, confidence=True)
-    nn.init.constant_(head.certainty, 2.0)
+    nn.init.constant_(head.entropy_weight, 2.0)
     h = torch.randn(5, 4, requires_grad=True)
     (grad,) = torch.autograd.grad(head(h)[1].sum(), h)
     assert (
@@ -593,8 +582,8 @@ def test_early_exit_equals_no_exit(kind, rule, threshold, batch):
 @pytest.mark.parametrize(
     "make, shape",
     [
-        (lambda: pn.GRUStep(5, 8, 3), (300, 5)),
-        (lambda: pn.GRUStep(5, 8, 3, cell="lstm"), (300, 5)),
+        (lambda: pn.RecurrentStep(5, 8, 3), (300, 5)),
+        (lambda: pn.RecurrentStep(5, 8, 3, cell="lstm"), (300, 5)),
         (lambda: pn.TransformerStep(6, 2, 3), (300, 7, 6)),
         (lambda: pn.AttentionStep(6, 8, 3), (300, 7, 6)),
     ],
@@ -620,7 +609,7 @@ def test_edges_of_the_batch():
             x = {"logits": torch.full((batch, 7), value), "start": torch.zeros(batch)}
             for rule in pn.RULES:
                 assert (PonderNet(Scripted("tuple"), 7).predict(x, rule=rule).steps == wanted).all()
-    empty = PonderNet(pn.GRUStep(5, 8, 3), 4).predict(torch.zeros(0, 5))
+    empty = PonderNet(pn.RecurrentStep(5, 8, 3), 4).predict(torch.zeros(0, 5))
     assert empty.output.shape == (0, 3) and empty.steps.shape == (0,)
     longer = {"logits": torch.full((2, 30), -30.0), "start": torch.zeros(2)}
     assert (PonderNet(Scripted("tuple"), 7).predict(longer, max_steps=30).steps == 30).all()
@@ -647,7 +636,7 @@ def test_predict_refuses_what_cannot_be_cut():
 
 
 def test_inference_mode():
-    net, x = PonderNet(pn.GRUStep(5, 8, 3), 4), torch.randn(100, 5)
+    net, x = PonderNet(pn.RecurrentStep(5, 8, 3), 4), torch.randn(100, 5)
     wanted = net.predict(x, rule="threshold")
     with torch.inference_mode():
         got = net.predict(x, rule="threshold")
@@ -706,11 +695,11 @@ def test_a_wrong_step_is_told(result, error, message):
 def test_a_wrong_first_state_is_told():
     x = torch.zeros(2, 5)
     with pytest.raises(TypeError, match="what init_state returns must be a tensor"):
-        PonderNet(pn.GRUStep(5, 8, 3), 3, init_state=lambda x: None)(x)
+        PonderNet(pn.RecurrentStep(5, 8, 3), 3, init_state=lambda x: None)(x)
     with pytest.raises(ValueError, match="what init_state returns must have the batch"):
-        PonderNet(pn.GRUStep(5, 8, 3), 3, init_state=lambda x: torch.zeros(3, 8))(x)
+        PonderNet(pn.RecurrentStep(5, 8, 3), 3, init_state=lambda x: torch.zeros(3, 8))(x)
     with pytest.raises(TypeError, match=r"state must be a pair \(h, c\) of tensors"):
-        PonderNet(pn.GRUStep(5, 8, 3, cell="lstm"), 3)(x, torch.zeros(2, 8))
+        PonderNet(pn.RecurrentStep(5, 8, 3, cell="lstm"), 3)(x, torch.zeros(2, 8))
 
 
 def test_halt_logit_may_be_a_column():

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ACTWeights', 'act_weights', 'ponder_cost', 'ACTState', 'ACTCell', 'RepeatCell', 'ACTSequence', 'ACTRNN', 'parity',
-           'logic', 'addition', 'sorting', 'sequence_error_rate']
+           'addition', 'sequence_error_rate']
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #a7c462df
+#| code-fold: true
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #0b6d42c8
+#| code-fold: true
 from ponderlearn._check import (
     check,
     check_bool,
@@ -43,6 +45,7 @@ from ponderlearn._nested import (
 )
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #cedb996c
+#| code-fold: true
 class ACTWeights(NamedTuple):
     "Weights of the ponder steps, the number of steps used, and the remainder."
 
@@ -77,6 +80,7 @@ def act_weights(
     return ACTWeights(weights.movedim(0, dim), 1 + goes_on.sum(0), remainder)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #f99869cd
+#| code-fold: true
 def _halting_values(halting, dim, max_steps) -> Tensor:
     "`halting` checked, in at least float32, its step axis first and cut to `max_steps`."
     check_tensor(halting, "halting", kind="float")
@@ -90,6 +94,7 @@ def _halting_values(halting, dim, max_steps) -> Tensor:
     return at_least_float32(h)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #dc950f5a
+#| code-fold: true
 def ponder_cost(
     steps: Tensor,  # (B, ...), integer: N, number of ponder steps
     remainder: Tensor,  # (B, ...), float: R
@@ -113,6 +118,7 @@ def ponder_cost(
     return reduce(cost, reduction, mask, choices=("mean", "none", "sum", "batchmean"))
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #81d8bc00
+#| code-fold: true
 _TORCH_CELLS = nn.RNNCell, nn.GRUCell, nn.LSTMCell
 
 
@@ -140,6 +146,7 @@ class _Repeated(nn.Module):
             check(x.shape[-1] == size, argument, f"have {size} features, {words}", x)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #51ae4105
+#| code-fold: true
 @patch
 def _start(self: _Repeated, x: Tensor, state):
     "`state` checked, or the start for the inputs `x` (B, ...): zeros where the cell has a size."
@@ -160,73 +167,27 @@ def _start(self: _Repeated, x: Tensor, state):
     return state
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #30d436e4
+#| code-fold: true
 @patch
-def _prepare(self: _Repeated, x: Tensor) -> tuple[tuple, tuple, Callable]:
-    "Inputs of the first and of later ponder steps (tuples of tensors), and the update of a state."
-    cast = torch.amp.is_autocast_available(x.device.type)
-    cast = cast and torch.is_autocast_enabled(x.device.type)
-    hooks = (getattr(self.cell, f"_forward_{kind}hooks", None) for kind in ("", "pre_"))
-    if type(self.cell) in _TORCH_CELLS and not cast and not any(hooks):
-        return _prepared(self.cell, x, self.flag)
+def _flagged(self: _Repeated, x: Tensor) -> tuple[Tensor, Tensor]:
+    "Inputs of the first and of the later ponder steps (act-states)."
     if not self.flag:
-        return (x,), (x,), self._update
+        return x, x
     one = torch.ones_like(x[..., :1])
-    return (torch.cat([x, one], -1),), (torch.cat([x, torch.zeros_like(one)], -1),), self._update
+    return torch.cat([x, one], -1), torch.cat([x, torch.zeros_like(one)], -1)
 
 
 @patch
-def _update(self: _Repeated, inputs: tuple, state):
+def _update(self: _Repeated, x: Tensor, state):
     "One call of the cell, whose rows must stay rows (act-states)."
-    new = self.cell(inputs[0], state)
+    new = self.cell(x, state)
     for part in leaves(new, "what cell returns"):
-        same = part.shape[:1] == inputs[0].shape[:1]
+        same = part.shape[:1] == x.shape[:1]
         check(same, "what cell returns", "have as many rows as its input", part)
     return new
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #3c5e9a10
-def _prepared(cell: nn.Module, x: Tensor, flag: bool) -> tuple[tuple, tuple, Callable]:
-    "The same for a cell of torch's: the input half of its gates is computed here, once."
-    size, gru, bias = cell.hidden_size, isinstance(cell, nn.GRUCell), cell.bias_ih
-    if bias is not None:  # the recurrent bias joins in, but for the third part of the GRU's,
-        # which sits behind the reset gate
-        bias = bias + (F.pad(cell.bias_hh[: 2 * size], (0, size)) if gru else cell.bias_hh)
-    flagged = torch.cat([x, torch.ones_like(x[..., :1])], -1) if flag else x
-    first = F.linear(flagged, cell.weight_ih, bias)
-    later = first + cell.weight_ih[:, -1].neg() if flag else first
-    parts = (2 * size, size) if gru else (first.shape[-1],)
-    updates = {nn.RNNCell: _rnn_update, nn.GRUCell: _gru_update, nn.LSTMCell: _lstm_update}
-    return first.split(parts, -1), later.split(parts, -1), updates[type(cell)](cell)
-
-# %% ../../nbs/01_adaptive/01_act.ipynb #13f4b60f
-def _rnn_update(cell):
-    weight, act = cell.weight_hh.t(), torch.tanh if cell.nonlinearity == "tanh" else torch.relu
-    return lambda inputs, state: act(torch.addmm(inputs[0], state, weight))
-
-
-def _gru_update(cell):
-    size = cell.hidden_size
-    gates, new = (part.t() for part in cell.weight_hh.split((2 * size, size)))
-    bias = cell.bias_hh[2 * size :] if cell.bias_hh is not None else gates.new_zeros(size)
-
-    def update(inputs, state):
-        reset, keep = torch.addmm(inputs[0], state, gates).sigmoid().chunk(2, 1)
-        candidate = torch.addcmul(inputs[1], reset, torch.addmm(bias, state, new)).tanh()
-        return torch.lerp(candidate, state, keep)
-
-    return update
-
-
-def _lstm_update(cell):
-    weight = cell.weight_hh.t()
-
-    def update(inputs, state):
-        i, f, g, o = torch.addmm(inputs[0], state[0], weight).chunk(4, 1)
-        c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
-        return o.sigmoid() * c.tanh(), c
-
-    return update
-
 # %% ../../nbs/01_adaptive/01_act.ipynb #630ace4d
+#| code-fold: true
 class ACTState(NamedTuple):
     "What a layer returns for one input (from a sequence: its last state, the steps of all inputs)."
 
@@ -307,6 +268,7 @@ class ACTCell(_Repeated):
         return cls(cell, **kwargs)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #ce2f0125
+#| code-fold: true
 def _parameters(cell):
     "The parameters of a cell; none of a plain function."
     return cell.parameters() if isinstance(cell, nn.Module) else iter(())
@@ -323,11 +285,11 @@ def _activation(self: ACTCell, state) -> Tensor:
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #2876c1a9
 @patch
-def _run_whole(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> ACTState:
-    "Ponder on prepared inputs, `max_steps` times with all rows (act-states to act-mean)."
+def _run_whole(self: ACTCell, first: Tensor, later: Tensor, state) -> ACTState:
+    "Ponder on flagged inputs, `max_steps` times with all rows (act-states to act-mean)."
     mean, live, weights = None, None, []
     for n in range(1, self.max_steps + 1):
-        new = update(first if n == 1 else later, state)
+        new = self._update(first if n == 1 else later, state)  # (act-states)
         state = new if n == 1 else _chosen(live, new, state)
         h = self._activation(state)  # (act-halting)
         if n == 1:
@@ -344,6 +306,7 @@ def _run_whole(self: ACTCell, first: tuple, later: tuple, update: Callable, stat
     return ACTState(mean, count, left, torch.stack(weights) if self.return_weights else None)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #5d0b7e21
+#| code-fold: true
 _RETURNED = "what cell returns"
 
 
@@ -365,76 +328,11 @@ def _added(w: Tensor, state, mean):
         lambda s, m: torch.addcmul(m, align(w, s), s.to(m.dtype)), state, mean, argument=_RETURNED
     )
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #c27e90b4
-@patch
-def _run(self: ACTCell, first: tuple, later: tuple, update: Callable, state) -> ACTState:
-    "The same, until every row has stopped; halted rows leave."
-    if not self.compact:
-        return self._run_whole(first, later, update, state)
-    n, inputs, live, mean, done, log = 0, first, None, None, [], []
-    rows = torch.arange(len(first[0]), device=first[0].device)
-    count = torch.zeros_like(rows)  # steps of the rows that have stopped, 0 for the others
-    while True:
-        n += 1
-        new = update(inputs, state)
-        state = new if live is None else _chosen(live, new, state)
-        h = self._activation(state)
-        if n == 1:
-            left, total = torch.ones_like(h), torch.zeros_like(h)
-        stop, n_stop = self._stops(n, total, h, live)
-        w, left = _shares(h, left, stop, n_stop, live)
-        mean = _added(w, state, mean)
-        log.append((rows, w))
-        inputs = later
-        if n_stop:
-            count, live = torch.where(stop & (count == 0), n, count), ~stop
-        if n_stop == len(rows):
-            break
-        if 4 * n_stop >= len(rows):
-            go, out = live.nonzero().squeeze(1), stop.nonzero().squeeze(1)
-            done.append(take_rows((rows, count, left, mean), out))
-            kept = take_rows((rows, count, total, left, state, mean, later), go)
-            rows, count, total, left, state, mean, later = kept
-            inputs, live = later, None
-    return self._collect([*done, (rows, count, left, mean)], log, state)
-
-# %% ../../nbs/01_adaptive/01_act.ipynb #b6bd2a63
-@patch
-@torch.no_grad()
-def _stops(self: ACTCell, n: int, total: Tensor, h: Tensor, live) -> tuple[Tensor, int]:
-    "Add `h` to `total`; which rows have stopped by step `n`, and how many (act-steps)."
-    total += h
-    if n == self.max_steps:
-        return torch.ones_like(h, dtype=torch.bool), len(h)
-    stop = total >= 1 - self.epsilon
-    stop = stop if live is None else stop | ~live
-    return stop, int(stop.sum())
-
-
-def _shares(h, left, stop, n_stop, live):
-    "Weights of this step; what is left of the budget after it, in the end R (act-weights)."
-    if n_stop == 0:
-        return h, left - h
-    if n_stop == len(h):  # 0 * h: the halting unit stays in the graph even if all rows stop at once
-        w = left = left if left.requires_grad else left + 0 * h
-    else:
-        w, left = torch.where(stop, left, h), torch.where(stop, left, left - h)
-    return w if live is None else torch.where(live, w, 0), left
-
 # %% ../../nbs/01_adaptive/01_act.ipynb #fd5c1217
+#| code-fold: true
 @patch
-def _collect(self: ACTCell, done: list, log: list, state) -> ACTState:
-    "Join the pieces (rows, steps, remainder, mean); the mean gets the dtype of the cell's state."
-    _, count, left, mean = done[0]
-    if len(done) > 1:
-        order = torch.cat([piece[0] for piece in done]).argsort()
-        pieces = (piece[1:] for piece in done)
-        joined = tree_map(lambda *parts: torch.cat(parts).index_select(0, order), *pieces)
-        count, left, mean = joined
-    weights = None
-    if self.return_weights:
-        weights = torch.stack([w.new_zeros(len(count)).index_copy(0, rows, w) for rows, w in log])
-    return ACTState(tree_map(lambda m, s: m.to(s.dtype), mean, state), count, left, weights)
+def _run(self: ACTCell, first: Tensor, later: Tensor, state) -> ACTState:
+    return (self._run_leaving if self.compact else self._run_whole)(first, later, state)
 
 
 @patch
@@ -451,9 +349,10 @@ def forward(
     >>> ACTCell.make(nn.GRUCell, 6, 5, max_steps=1)(torch.randn(4, 6)).steps
     tensor([1, 1, 1, 1])"""
     self._check_input(input, "input", "B")
-    return self._run(*self._prepare(input), self._start(input, state))
+    return self._run(*self._flagged(input), self._start(input, state))
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #d102a7b3
+#| code-fold: true
 class RepeatCell(_Repeated):
     """The control: a fixed number of updates for every input, the last state handed on
     (act-states). ValueError or TypeError for a bad argument.
@@ -491,7 +390,7 @@ class RepeatCell(_Repeated):
         >>> RepeatCell(nn.LSTMCell(7, 5), 2)(torch.randn(4, 6)).weights[:, 0]
         tensor([0., 1.])"""
         self._check_input(input, "input", "B")
-        return self._run(*self._prepare(input), self._start(input, state))
+        return self._run(*self._flagged(input), self._start(input, state))
 
     def unroll(
         self,
@@ -504,29 +403,31 @@ class RepeatCell(_Repeated):
         >>> RepeatCell(nn.GRUCell(7, 5), 2).unroll(torch.randn(4, 6)).shape
         torch.Size([2, 4, 5])"""
         self._check_input(input, "input", "B")
-        states = self._states(*self._prepare(input), self._start(input, state))
+        states = self._states(*self._flagged(input), self._start(input, state))
         return tree_map(lambda *s: torch.stack(s), *states, argument=_RETURNED)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #35d0913c
+#| code-fold: true
 @patch
-def _states(self: RepeatCell, first: tuple, later: tuple, update: Callable, state):
+def _states(self: RepeatCell, first: Tensor, later: Tensor, state):
     "The intermediate states, one after the other."
     for n in range(self.n_steps):
-        state = update(later if n else first, state)
+        state = self._update(later if n else first, state)
         yield state
 
 
 @patch
-def _run(self: RepeatCell, first: tuple, later: tuple, update: Callable, state) -> ACTState:
-    for n in range(self.n_steps):
-        state = update(later if n else first, state)
-    rows, device = first[0].shape[0], first[0].device
+def _run(self: RepeatCell, first: Tensor, later: Tensor, state) -> ACTState:
+    for now in self._states(first, later, state):
+        state = now
+    rows, device = first.shape[0], first.device
     count = torch.full((rows,), self.n_steps, device=device)
     weights = torch.zeros(self.n_steps, rows, device=device)
     weights[-1] = 1
     return ACTState(state, count, weights.new_zeros(rows), weights)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #70bd31ef
+#| code-fold: true
 class ACTSequence(NamedTuple):
     "What ACTRNN returns."
 
@@ -597,6 +498,7 @@ class ACTRNN(nn.Module):
         return self._run(x, state, mask)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #64ecef16
+#| code-fold: true
 def _real(x: Tensor, mask, lengths) -> Tensor | None:
     "The mask (B, T) of real steps, from the mask or the lengths; None if all are real."
     if mask is not None:
@@ -623,31 +525,24 @@ def _packed(self: ACTRNN, x: PackedSequence, state) -> ACTSequence:
     return ACTSequence(x._replace(data=data), final)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #1f94c7a5
+#| code-fold: true
 @patch
 def _run(self: ACTRNN, x, state, mask) -> ACTSequence:
-    if x.shape[1] == 1:
-        first, later, update = self.cell._prepare(x.squeeze(1))
-        first, later = [first], [later]
-    else:  # not x[:, t]: its backward fills a whole tensor of zeros for every t
-        first, later, update = self.cell._prepare(x)
-        first, later = (zip(*(p.unbind(1) for p in part), strict=True) for part in (first, later))
+    "The loop over the times; not over x[:, t], whose backward fills a whole tensor for every t."
+    first, later = (part.unbind(1) for part in self.cell._flagged(x))
     look = mask is not None and getattr(self.cell, "compact", False)
     whole = mask.all(0).tolist() if look else [mask is None] * x.shape[1]
     outputs, taken = [], []
-    for t, (a, b) in enumerate(zip(first, later, strict=True)):
-        out = self._step(a, b, update, state, None if whole[t] else mask[:, t])
+    for t, inputs in enumerate(zip(first, later, strict=True)):
+        out = self._step(*inputs, state, None if whole[t] else mask[:, t])
         state = out.state
         read = leaves(state)[0] if self.output is None else self.output(state)
         outputs.append(check_returns(read, "output", rows=x.shape[0]))
         taken.append(out[1:])
     steps, remainder, weights = zip(*taken, strict=True)
-    final = ACTState(state, _in_time(steps), _in_time(remainder), _joined(weights))
-    return ACTSequence(_in_time(outputs), final)
-
-
-def _in_time(parts) -> Tensor:
-    "Tensors (B, ...) of each time as (B, T, ...)."
-    return parts[0].unsqueeze(1) if len(parts) == 1 else torch.stack(parts, 1)
+    steps, remainder = torch.stack(steps, 1), torch.stack(remainder, 1)
+    final = ACTState(state, steps, remainder, _joined(weights))
+    return ACTSequence(torch.stack(outputs, 1), final)
 
 
 def _joined(weights: tuple) -> Tensor | None:
@@ -658,20 +553,21 @@ def _joined(weights: tuple) -> Tensor | None:
     return torch.stack([F.pad(w, (0, 0, 0, most - len(w))) for w in weights], -1)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #7513dcc0
+#| code-fold: true
 @patch
-def _step(self: ACTRNN, first: tuple, later: tuple, update: Callable, state, real) -> ACTState:
+def _step(self: ACTRNN, first: Tensor, later: Tensor, state, real) -> ACTState:
     "One time; rows that are not real keep their state, with 0 steps, remainder and weights."
     cell = self.cell
     if real is None:
-        return cell._run(first, later, update, state)
+        return cell._run(first, later, state)
     if getattr(cell, "compact", False):
         rows = real.nonzero().squeeze(1)
-        out = cell._run(*take_rows((first, later), rows), update, take_rows(state, rows))
+        out = cell._run(*take_rows((first, later), rows), take_rows(state, rows))
         weights = None if out.weights is None else out.weights.t()
         *numbers, weights = tree_map(lambda s: _spread(s, rows, len(real)), (*out[:3], weights))
         out = ACTState(*numbers, weights if weights is None else weights.t())
     else:
-        out = cell._run(first, later, update, state)
+        out = cell._run(first, later, state)
     old = tree_map(torch.zeros_like, out.state) if state is None else state
     numbers = (v if v is None else torch.where(real, v, 0) for v in out[1:])
     return ACTState(_chosen(real, out.state, old), *numbers)
@@ -681,7 +577,80 @@ def _spread(x: Tensor, rows: Tensor, n: int) -> Tensor:
     "`x` at these of `n` rows, 0 at the others."
     return x.new_zeros(n, *x.shape[1:]).index_copy(0, rows, x)
 
+# %% ../../nbs/01_adaptive/01_act.ipynb #c27e90b4
+#| code-fold: true
+@patch
+def _run_leaving(self: ACTCell, first: Tensor, later: Tensor, state) -> ACTState:
+    "The same as `_run_whole`, until every row has stopped; halted rows leave."
+    n, x, live, mean, done, log = 0, first, None, None, [], []
+    rows = torch.arange(len(first), device=first.device)
+    count = torch.zeros_like(rows)  # steps of the rows that have stopped, 0 for the others
+    while True:
+        n += 1
+        new = self._update(x, state)
+        state = new if live is None else _chosen(live, new, state)
+        h = self._activation(state)
+        if n == 1:
+            left, total = torch.ones_like(h), torch.zeros_like(h)
+        stop, n_stop = self._stops(n, total, h, live)
+        w, left = _shares(h, left, stop, n_stop, live)
+        mean = _added(w, state, mean)
+        log.append((rows, w))
+        x = later
+        if n_stop:
+            count, live = torch.where(stop & (count == 0), n, count), ~stop
+        if n_stop == len(rows):
+            break
+        if 4 * n_stop >= len(rows):
+            go, out = live.nonzero().squeeze(1), stop.nonzero().squeeze(1)
+            done.append(take_rows((rows, count, left, mean), out))
+            kept = take_rows((rows, count, total, left, state, mean, later), go)
+            rows, count, total, left, state, mean, later = kept
+            x, live = later, None
+    return self._collect([*done, (rows, count, left, mean)], log, state)
+
+# %% ../../nbs/01_adaptive/01_act.ipynb #b6bd2a63
+#| code-fold: true
+@patch
+@torch.no_grad()
+def _stops(self: ACTCell, n: int, total: Tensor, h: Tensor, live) -> tuple[Tensor, int]:
+    "Add `h` to `total`; which rows have stopped by step `n`, and how many (act-steps)."
+    total += h
+    if n == self.max_steps:
+        return torch.ones_like(h, dtype=torch.bool), len(h)
+    stop = total >= 1 - self.epsilon
+    stop = stop if live is None else stop | ~live
+    return stop, int(stop.sum())
+
+
+def _shares(h, left, stop, n_stop, live):
+    "Weights of this step; what is left of the budget after it, in the end R (act-weights)."
+    if n_stop == 0:
+        return h, left - h
+    if n_stop == len(h):  # 0 * h: the halting unit stays in the graph even if all rows stop at once
+        w = left = left if left.requires_grad else left + 0 * h
+    else:
+        w, left = torch.where(stop, left, h), torch.where(stop, left, left - h)
+    return w if live is None else torch.where(live, w, 0), left
+
+# %% ../../nbs/01_adaptive/01_act.ipynb #fd5c1299
+#| code-fold: true
+@patch
+def _collect(self: ACTCell, done: list, log: list, state) -> ACTState:
+    "Join the pieces (rows, steps, remainder, mean); the mean gets the dtype of the cell's state."
+    _, count, left, mean = done[0]
+    if len(done) > 1:
+        order = torch.cat([piece[0] for piece in done]).argsort()
+        pieces = (piece[1:] for piece in done)
+        joined = tree_map(lambda *parts: torch.cat(parts).index_select(0, order), *pieces)
+        count, left, mean = joined
+    weights = None
+    if self.return_weights:
+        weights = torch.stack([w.new_zeros(len(count)).index_copy(0, rows, w) for rows, w in log])
+    return ACTState(tree_map(lambda m, s: m.to(s.dtype), mean, state), count, left, weights)
+
 # %% ../../nbs/01_adaptive/01_act.ipynb #0e6c4117
+#| code-fold: true
 def _integers(low: int, high: int, shape: tuple, generator) -> Tensor:
     "Uniform integers low..high, both included, drawn on the generator's device."
     return draw(torch.randint, low, high + 1, shape, generator=generator)
@@ -697,6 +666,7 @@ def _check_task(batch_size, generator, device, **ranges) -> None:
         check_int(low, f"min_{name}", low=1, high=high)
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #209b4eee
+#| code-fold: true
 def parity(
     batch_size: int,  # B
     n_bits: int = 64,  # length of the vector
@@ -724,53 +694,8 @@ def parity(
     mask = torch.ones_like(y, dtype=torch.bool)
     return SequenceBatch(x[:, None].to(device), y.to(device), mask.to(device))
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #9dc756d3
-# NOR, Xq, ABJ, XOR, NAND, AND, XNOR, if/then, then/if, OR at (newer, older) = 11, 10, 01, 00
-_GATES = "0001 0010 0100 0110 0111 1000 1001 1011 1101 1110".split()
-
-
-def logic(
-    batch_size: int,  # B
-    *,
-    min_length: int = 1,  # fewest vectors in a sequence
-    max_length: int = 10,  # T
-    max_gates: int = 10,  # gates in a vector: 1 to this many
-    generator: torch.Generator | None = None,  # source of randomness
-    device=None,  # where the batch goes
-) -> SequenceBatch:
-    """Chains of logic gates: x (B, T, 2 + 10 max_gates), y (B, T) the last bit of each chain.
-
-    Columns 0 and 1 are the older bit (given in the first vector alone) and the newer one, then the
-    one-hot gates. ValueError or TypeError for bad bounds, generator or device.
-
-    >>> logic(8, max_length=4, max_gates=3).x.shape
-    torch.Size([8, 4, 32])"""
-    ranges = {"length": (min_length, max_length), "gates": (1, max_gates)}
-    _check_task(batch_size, generator, device, **ranges)
-    B, T = batch_size, max_length
-    gates = _integers(0, 9, (B, T, max_gates), generator)
-    bits = _integers(0, 1, (B, T, 2), generator)
-    used = length_mask(_integers(1, max_gates, (B, T), generator), max_gates)
-    mask = length_mask(_integers(min_length, T, (B,), generator), T)
-    y = _chains(gates, bits, used)
-    bits[:, 1:, 0] = 0
-    x = torch.cat([bits, (F.one_hot(gates, 10) * used[..., None]).flatten(2)], 2) * mask[..., None]
-    return SequenceBatch(x.float().to(device), (y * mask).to(device), mask.to(device))
-
-# %% ../../nbs/01_adaptive/01_act.ipynb #a2d7f083
-def _chains(gates: Tensor, bits: Tensor, used: Tensor) -> Tensor:
-    "The last bit (B, T) of each chain; from the second vector on the older bit is the last answer."
-    table, y = torch.tensor([[int(v) for v in g] for g in _GATES], device=gates.device), []
-    for t in range(gates.shape[1]):
-        older, newer = (bits[:, t, 0] if t == 0 else y[-1]), bits[:, t, 1]
-        for i in range(gates.shape[2]):
-            value = table[gates[:, t, i], 3 - 2 * newer - older]
-            older = torch.where(used[:, t, i], newer, older)
-            newer = torch.where(used[:, t, i], value, newer)
-        y.append(newer)
-    return torch.stack(y, 1)
-
 # %% ../../nbs/01_adaptive/01_act.ipynb #93778f00
+#| code-fold: true
 def addition(
     batch_size: int,  # B
     *,
@@ -807,6 +732,7 @@ def addition(
     return SequenceBatch(x.to(device), y.to(device), mask.to(device))
 
 # %% ../../nbs/01_adaptive/01_act.ipynb #b5e81c64
+#| code-fold: true
 def _written(total: Tensor, n: int, msd_first: bool) -> Tensor:
     "Numbers (...) as `n` digits (..., n), 10 beyond the end."
     place = torch.arange(n, device=total.device)
@@ -815,39 +741,8 @@ def _written(total: Tensor, n: int, msd_first: bool) -> Tensor:
     digits = total[..., None] // 10 ** power.clamp(min=0) % 10
     return torch.where(place <= longer.sum(-1, keepdim=True), digits, 10)
 
-# %% ../../nbs/01_adaptive/01_act.ipynb #a1dc6536
-def sorting(
-    batch_size: int,  # B
-    *,
-    min_length: int = 2,  # fewest numbers
-    max_length: int = 15,  # most numbers L
-    min_gap: float = 0.0,  # neighbors in the sorted order are pushed apart by this much
-    generator: torch.Generator | None = None,  # source of randomness
-    device=None,  # where the batch goes
-) -> SequenceBatch:
-    """x (B, 2L, 2): numbers and the end flag; y (B, 2L): positions in ascending order after it.
-
-    ValueError or TypeError for bad bounds, generator or device.
-
-    >>> sorting(8, max_length=4).x.shape
-    torch.Size([8, 8, 2])"""
-    _check_task(batch_size, generator, device, length=(min_length, max_length))
-    min_gap = check_number(min_gap, "min_gap", low=0)
-    B, L = batch_size, max_length
-    values = draw(torch.randn, B, L, generator=generator)
-    n = _integers(min_length, L, (B, 1), generator)
-    place = torch.arange(2 * L, device=n.device)
-    given = place[:L] < n
-    order = torch.where(given, values, torch.inf).argsort(1)
-    values = values + min_gap * (order.argsort(1) - (n - 1) / 2)
-    x = torch.zeros(B, 2 * L, 2, device=n.device)
-    x[:, :L, 0] = torch.where(given, values, 0)
-    x[..., 1] = place == n - 1
-    mask = (place >= n) & (place < 2 * n)
-    y = order.gather(1, (place - n).clamp(0, L - 1)) * mask
-    return SequenceBatch(x.to(device), y.to(device), mask.to(device))
-
 # %% ../../nbs/01_adaptive/01_act.ipynb #9ebe566a
+#| code-fold: true
 def sequence_error_rate(
     prediction: Tensor,  # (B, ...): predicted classes
     target: Tensor,  # (B, ...): right classes

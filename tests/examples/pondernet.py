@@ -14,7 +14,7 @@ def log_p():
 
 
 def net(**more):
-    return pn.PonderNet(pn.GRUStep(2, 5, 3, **more), 4)
+    return pn.PonderNet(pn.RecurrentStep(2, 5, 3, **more), 4)
 
 
 def x():
@@ -132,7 +132,9 @@ EXAMPLES = {
     "prediction_entropy": lambda: Call(pn.prediction_entropy, output=free(torch.randn(6, 3))),
     "MLPStep": lambda: made(pn.MLPStep, x(), input_size=2, hidden_size=5, **HEAD),
     "MLPStep.forward": lambda: Call(pn.MLPStep(2, 5, 3), x=x(), state=h()),
-    "PonderNet": lambda: ponder_net(pn.GRUStep(2, 5, 3), init_state=lambda x: x.new_ones(6, 5)),
+    "PonderNet": lambda: ponder_net(
+        pn.RecurrentStep(2, 5, 3), init_state=lambda x: x.new_ones(6, 5)
+    ),
     "PonderNet, plain": lambda: ponder_net(plain_step),
     "PonderNet.forward": lambda: Call(net(), x=x(), state=h()),
     "PonderNet.forward, LSTM": lambda: Call(net(cell="lstm"), x=x(), state=(h(), h())),
@@ -149,10 +151,12 @@ EXAMPLES = {
         pn.PonderOutput, x(), net=net(), rule="threshold", threshold=ok(0.5, 1)
     ),
     "PonderOutput.forward": lambda: Call(pn.PonderOutput(net()), x=x()),
-    "GRUStep": lambda: made(pn.GRUStep, x(), input_size=2, hidden_size=5, cell="gru", **HEAD),
-    "GRUStep.forward": lambda: Call(pn.GRUStep(2, 5, 3), x=x(), state=h()),
-    "GRUStep.forward, LSTM": lambda: Call(
-        pn.GRUStep(2, 5, 3, cell="lstm"), x=x(), state=(h(), h())
+    "RecurrentStep": lambda: made(
+        pn.RecurrentStep, x(), input_size=2, hidden_size=5, cell="gru", **HEAD
+    ),
+    "RecurrentStep.forward": lambda: Call(pn.RecurrentStep(2, 5, 3), x=x(), state=h()),
+    "RecurrentStep.forward, LSTM": lambda: Call(
+        pn.RecurrentStep(2, 5, 3, cell="lstm"), x=x(), state=(h(), h())
     ),
     "AttentionStep": lambda: made(pn.AttentionStep, tokens(), embed_dim=4, hidden_size=5, **HEAD),
     "AttentionStep.forward": lambda: Call(pn.AttentionStep(4, 5, 3), x=tokens(), state=h()),
@@ -190,7 +194,7 @@ INSIDE = "a part of the step function, which PonderNet calls; forward checks wha
 WITHOUT = {
     f"{step}.{part}": INSIDE
     for step, parts in {
-        "GRUStep": ("encode", "advance", "head", "unroll"),
+        "RecurrentStep": ("encode", "advance", "head", "unroll"),
         "AttentionStep": ("encode", "advance", "head"),
         "TransformerStep": ("advance", "head"),
     }.items()
