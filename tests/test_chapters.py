@@ -63,11 +63,6 @@ class Size(NamedTuple):
 
 LIMIT = Size(0, 750, 350, 30, 8, 500, 75)
 
-# Notebooks over a limit, with what each may have at most. To be emptied; nothing is to be added.
-LONG = {
-    "pondernet": Size(0, 1000, 402, 30, 13, 915, 140),
-}
-LATE_SUMMARY = {"pondernet"}  # it stood before 'Where it went next'
 
 every = pytest.mark.parametrize("path", FILES, ids=str)
 notebooks = pytest.mark.parametrize("c", NOTEBOOKS, ids=lambda c: c.name)
@@ -235,16 +230,12 @@ def test_sizes(c):
         max(seen),
         *((median(seen), sum(seen), c.minutes) if c.kind == "paper" else ()),
     )
-    allowed = LONG.get(c.name, LIMIT)
     over = {
         name: f"{x}, at most {most}"
-        for name, x, most in zip(Size._fields, found, allowed, strict=True)
+        for name, x, most in zip(Size._fields, found, LIMIT, strict=True)
         if x > most
     }
     assert not over
-    assert c.name not in LONG or any(x > most for x, most in zip(found, LIMIT, strict=True)), (
-        f"{c.name} keeps to the limits: take it out of LONG"
-    )
 
 
 @pytest.mark.parametrize("path", ["index.ipynb", "Makefile", ".ci/run"])
@@ -328,7 +319,7 @@ def test_outputs_are_those_of_this_code(c):
     assert facts["fingerprint"] == fingerprint(nb), (
         f"the code has changed: ponderlearn run {c.name} {again}"
     )
-    assert facts["seconds"] <= 600
+    assert facts["seconds"] <= 660  # 10 minutes on 2 cores; a tenth for a machine that does more
 
 
 @every
@@ -361,9 +352,6 @@ def test_outputs_hold_no_error_and_no_noise(c):
 def test_sections(c):
     found = [h for h in headings(read(c.notebook)) if h in SECTIONS]
     wanted = [h for h in SECTIONS if h in found or h not in OPTIONAL]
-    if c.name in LATE_SUMMARY:
-        wanted.remove("Summary")
-        wanted.insert(wanted.index("Where it went next"), "Summary")
     assert found == wanted
 
 
