@@ -5,6 +5,8 @@ import os
 import pytest
 from hypothesis import settings
 
+from ponderlearn import records
+
 settings.register_profile("course", deadline=None)
 settings.load_profile("course")
 
@@ -24,3 +26,12 @@ def pytest_runtest_call(item):
     if seconds > LIMIT and item.get_closest_marker("slow") is None:
         pytest.fail(f"took {seconds:.1f} s of CPU time: over {LIMIT} s it carries pytest.mark.slow")
     return result
+
+
+@pytest.fixture
+def clean_records(monkeypatch):
+    "Nothing recorded or expected so far, and no setting of the environment."
+    for name in ("PONDERLEARN_SCALE", "PONDERLEARN_DEVICE", "PONDERLEARN_RECORD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(records, "_recorded", {})
+    monkeypatch.setattr(records, "_expected", {})

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 EXAMPLES = Path(__file__).parent / "examples"
 SECONDS = 3  # of the processor, for one call
@@ -76,24 +77,11 @@ class Call:
 # ---- wrong values, by the kind of the right one ----
 
 
-def _map(f: Callable, x):
-    "`f` of the tensors in nested tuples, lists and dicts."
-    if isinstance(x, Tensor):
-        return f(x)
-    if isinstance(x, dict):
-        return {k: _map(f, v) for k, v in x.items()}
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return type(x)(*(_map(f, v) for v in x))
-    return type(x)(_map(f, v) for v in x) if isinstance(x, (tuple, list)) else x
-
-
 def tensors(x) -> list[Tensor]:
     "The tensors in `x`, those of a module's parameters and buffers among them."
-    found = []
     if isinstance(x, nn.Module):
         return [*x.parameters(), *x.buffers()]
-    _map(lambda t: found.append(t), x)
-    return found
+    return [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
 
 
 def _first(x: Tensor, value) -> Tensor:
@@ -159,7 +147,9 @@ def _returning(f, change: Callable):
 
 def _callable(f) -> dict:
     less = lambda t: t[:-1] if t.ndim else t
-    as_list = lambda out: list(out) if isinstance(out, tuple) else _map(Tensor.tolist, out)
+    as_list = lambda out: (
+        list(out) if isinstance(out, tuple) else tree_map_only(Tensor, Tensor.tolist, out)
+    )
     wrong = {
         "text": lambda: "x",
         "number": lambda: 3,
@@ -169,7 +159,7 @@ def _callable(f) -> dict:
         return wrong
     return wrong | {
         "returns nothing": lambda: _returning(f, lambda out: None),
-        "returns a row less": lambda: _returning(f, lambda out: _map(less, out)),
+        "returns a row less": lambda: _returning(f, lambda out: tree_map_only(Tensor, less, out)),
         "returns a list": lambda: _returning(f, as_list),
     }
 

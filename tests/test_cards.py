@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ponderlearn import catalogue, records
+from ponderlearn import catalogue
 from ponderlearn.cards import (
     Table,
     bench_table,
@@ -22,13 +22,7 @@ from ponderlearn.cards import (
 from ponderlearn.catalogue import CATALOGUE, PAPERS
 from ponderlearn.records import above, expect
 
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    for name in ("PONDERLEARN_SCALE", "PONDERLEARN_DEVICE", "PONDERLEARN_RECORD"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(records, "_recorded", {})
-    monkeypatch.setattr(records, "_expected", {})
+pytestmark = pytest.mark.usefixtures("clean_records")
 
 
 def gain(mean, low, high):

@@ -30,13 +30,7 @@ from ponderlearn.records import (
     within,
 )
 
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    for name in ("PONDERLEARN_SCALE", "PONDERLEARN_DEVICE", "PONDERLEARN_RECORD"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(records, "_recorded", {})
-    monkeypatch.setattr(records, "_expected", {})
+pytestmark = pytest.mark.usefixtures("clean_records")
 
 
 class Interval:
