@@ -1189,7 +1189,7 @@ class TaskInference(NamedTuple):
     """The task found, how far it stands out, and what the decision was based on.
 
     The margin (supsup-margin) is that of the least entry of `gradient`, in standard deviations of
-    the others. Of 10 to 250 numbers that mean nothing, it is below 3.5 in about 95 %: do not trust
+    the others. Of 10 to 250 numbers that mean nothing, it is below 3.5 in 94 to 98 %: do not trust
     an answer with less, whatever the score (supsup-new). More does not prove it right, and among
     fewer than ten masks the margin says little."""
 
