@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ClusterData', 'clusterable_data', 'Corrupted', 'corrupt', 'OneHiddenNet', 'cluster_covariance', 'condition_number',
            'spectral_energy', 'LinearizedGD', 'linearized_gd', 'distance_from_init', 'nearest_label',
-           'overfit_distance_bound']
+           'overfit_distance_bound', 'empirical_gram', 'best_epoch']
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #5a85e3ba
 #| code-fold: true
@@ -445,3 +445,159 @@ def overfit_distance_bound(
         if apart.any()
         else 0.0
     )
+
+# %% ../../nbs/06_robust/02_early_stopping.ipynb #88fde764
+#| code-fold: true
+@contextmanager
+def _as_at_inference(model: nn.Module):
+    "The model in eval mode, and back."
+    was = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in was:
+            module.training = training
+
+
+def _outputs(model, x) -> Tensor:
+    "The model's outputs (n,) or (n, C) on x, checked."
+    out = model(x)
+    check_tensor(out, "what model returns", kind="float")
+    ok = out.ndim in (1, 2) and len(out) == len(x)
+    check(ok, "what model returns", f"have shape ({len(x)},) or ({len(x)}, C)", out)
+    return out
+
+
+def _all_linear(model: nn.Module) -> bool:
+    "Whether all trainable parameters are those of plain linear layers, none shared."
+    layers = [m for m in model.modules() if type(m) is nn.Linear]
+    theirs = [id(p) for m in layers for p in m.parameters(recurse=False)]
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    return len(theirs) == len(set(theirs)) and trained <= set(theirs)
+
+# %% ../../nbs/06_robust/02_early_stopping.ipynb #fd8ea16f
+#| code-fold: true
+def _layer_gram(model: nn.Module, x: Tensor) -> Tensor | None:
+    """(n C, n C): the sum over linear layers of (inputs' products) times (slopes' products); None
+    if a layer runs twice or sees more than rows."""
+    seen = []
+
+    def watch(layer, inputs, output):
+        probe = torch.zeros_like(output, requires_grad=True)
+        seen.append((layer, inputs[0].detach(), probe))
+        return output + probe
+
+    hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m) is nn.Linear]
+    try:
+        with torch.enable_grad():
+            out = _outputs(model, x)
+            once = len({id(layer) for layer, _, _ in seen}) == len(seen)
+            if not once or any(a.ndim != 2 or len(a) != len(x) for _, a, _ in seen):
+                return None
+            sums = out.sum(0).reshape(-1)
+            probes = [probe for _, _, probe in seen]
+            back = [
+                torch.autograd.grad(s, probes, retain_graph=True, materialize_grads=True)
+                for s in sums
+            ]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total = 0
+    for (layer, a, _), slopes in zip(seen, zip(*back, strict=True), strict=True):
+        a, b = at_least_float32(a), at_least_float32(torch.stack(slopes, 1)).flatten(0, 1)
+        inner = a @ a.T if layer.weight.requires_grad else a.new_zeros(len(a), len(a))
+        if layer.bias is not None and layer.bias.requires_grad:
+            inner = inner + 1
+        C = len(sums)
+        inner = inner.repeat_interleave(C, 0).repeat_interleave(C, 1) if C > 1 else inner
+        total = total + inner * (b @ b.T)  # (early-layers)
+    return total
+
+# %% ../../nbs/06_robust/02_early_stopping.ipynb #f925624c
+#| code-fold: true
+def _chunk_gram(model: nn.Module, x: Tensor, chunk_size: int, out: Tensor) -> Tensor:
+    "(n C, n C) from gradients of two chunks of rows at a time."
+    trained = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
+    rest = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
+    rest |= dict(model.named_buffers())
+
+    def one(trained, row):
+        return functional_call(model, (trained, rest), (row[None],))[0].reshape(-1)
+
+    def jacobian(rows):
+        parts = vmap(jacrev(one), (None, 0))(trained, rows).values()
+        return torch.cat([at_least_float32(p.flatten(2)).flatten(0, 1) for p in parts], 1)
+
+    chunks, C = x.split(chunk_size), out[0].numel()
+    n = len(x) * C
+    gram, starts = None, [i * chunk_size * C for i in range(len(chunks))]
+    for i, a in zip(starts, chunks, strict=True):
+        mine = jacobian(a)
+        gram = mine.new_zeros(n, n) if gram is None else gram
+        for j, b in zip(starts, chunks, strict=True):
+            if j <= i:
+                block = mine @ (mine if j == i else jacobian(b)).T
+                gram[i : i + len(block), j : j + block.shape[1]] = block
+                gram[j : j + block.shape[1], i : i + len(block)] = block.T
+    return gram
+
+
+def empirical_gram(
+    model: nn.Module,  # any network whose rows do not see each other; taken in eval mode
+    x: Tensor,  # (n, ...): inputs
+    *,
+    chunk_size: int = 64,  # rows whose gradients are held at a time, where layers do not do
+) -> Tensor:
+    """The Gram matrix J J' of the Jacobian with respect to the trainable parameters, never the
+    Jacobian itself: (n, n) for outputs (n,), (n, C, n, C) for outputs (n, C) (early-layers).
+
+    In at least float32. TypeError or ValueError for another model, no trainable parameter, or
+    outputs of another shape.
+
+    >>> empirical_gram(nn.Linear(2, 1, bias=False), torch.eye(2))[:, 0, :, 0]
+    tensor([[1., 0.],
+            [0., 1.]])"""
+    check(isinstance(model, nn.Module), "model", "be a torch.nn.Module", model, TypeError)
+    trainable = any(p.requires_grad for p in model.parameters())
+    check(trainable, "model", "have a trainable parameter", "none")
+    check_tensor(x, "x", nonempty=True, like=next(model.parameters()))
+    check(x.ndim > 0, "x", "have the rows as first axis", x)
+    (chunk_size,) = check_sizes(chunk_size=chunk_size)
+    with _as_at_inference(model):
+        gram = _layer_gram(model, x) if _all_linear(model) else None
+        with torch.no_grad():
+            out = _outputs(model, x)
+        if gram is None:
+            gram = _chunk_gram(model, x, chunk_size, out)
+    return gram if out.ndim == 1 else gram.view(*out.shape, *out.shape)
+
+# %% ../../nbs/06_robust/02_early_stopping.ipynb #4860ef23
+#| code-fold: true
+def best_epoch(
+    noisy_val_accuracy: Sequence[float],  # one number an epoch, on held-out examples; noise is fine
+    patience: int | None = None,  # stop after so many epochs without a new best; None: look at all
+) -> int:
+    """The epoch to go back to, counted from 0: the first best one, of those seen until the stop.
+
+    TypeError or ValueError for an empty sequence, NaN, or a patience below 1.
+
+    >>> best_epoch([0.5, 0.7, 0.6, 0.6, 0.8]), best_epoch([0.5, 0.7, 0.6, 0.6, 0.8], patience=2)
+    (4, 1)"""
+    values = noisy_val_accuracy
+    if isinstance(values, Tensor):
+        check_tensor(values, "noisy_val_accuracy", ("epochs",), kind="float")
+        values = values.tolist()
+    several = isinstance(values, Iterable) and not isinstance(values, (str, dict))
+    check(several, "noisy_val_accuracy", "be a list of numbers", values, TypeError)
+    values = [check_number(v, "noisy_val_accuracy") for v in values]
+    check(len(values) > 0, "noisy_val_accuracy", "hold at least one epoch", "none")
+    patience = len(values) if patience is None else check_int(patience, "patience", low=1)
+    best = 0
+    for epoch, value in enumerate(values):
+        if value > values[best]:
+            best = epoch
+        elif epoch - best >= patience:
+            break
+    return best
