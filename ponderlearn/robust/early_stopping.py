@@ -12,6 +12,7 @@ __all__ = ['ClusterData', 'clusterable_data', 'Corrupted', 'corrupt', 'OneHidden
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from ponderlearn._check import (
     check_number,
     check_sizes,
     check_tensor,
+    describe,
 )
 from .._nested import at_least_float32, draw
 
@@ -44,19 +46,16 @@ class ClusterData(NamedTuple):
     delta: float  # smallest distance between two labels
 
 
-def _labels(labels, like: Tensor | None = None) -> Tensor:
+def _labels(labels) -> list[float]:
     "At least two different finite label values, ascending."
-    if not isinstance(labels, Tensor):
-        several = isinstance(labels, Sequence) and not isinstance(labels, str)
-        check(several, "labels", "be a sequence of numbers", labels, TypeError)
-        labels = torch.tensor([check_number(v, "labels") for v in labels], dtype=torch.float64)
-    check_tensor(labels, "labels", ("n_classes",), kind="float", like=like)
-    values = labels.unique()
-    finite = bool(torch.isfinite(values).all())
-    ok = finite and len(values) == len(labels) >= 2
-    words = f"{labels.tolist()}" if len(labels) < 8 else labels
-    check(ok, "labels", "hold at least 2 values, finite and all different", words)
-    return values if like is None else values.to(like.dtype)
+    if isinstance(labels, Tensor):
+        labels = check_tensor(labels, "labels", ("n_classes",), kind="float").tolist()
+    several = isinstance(labels, Sequence) and not isinstance(labels, str)
+    check(several, "labels", "be a sequence of numbers", labels, TypeError)
+    values = sorted(check_number(v, "labels") for v in labels)
+    ok = len(set(values)) == len(values) >= 2
+    check(ok, "labels", "hold at least 2 different values, each once", list(labels))
+    return values
 
 
 def clusterable_data(
@@ -71,8 +70,8 @@ def clusterable_data(
 ) -> ClusterData:
     """Clusters around random directions, each in one class, of equal size (early-clusters).
 
-    Points are uniform in a cap of the sphere around their center; neighboring clusters share a
-    class. ValueError for fewer clusters than labels, fewer than two different labels, a radius
+    Points are spread over a cap of the sphere around their center; classes are blocks of clusters,
+    in ascending order of the labels. ValueError for fewer clusters than labels, fewer than two different labels, a radius
     outside [0, 1), a dimension below 2.
 
     >>> data = clusterable_data(6, 5, 3)
@@ -92,10 +91,10 @@ def clusterable_data(
     r = radius * draw(torch.rand, K * m, 1, **like).double() ** (1 / (dim - 1))
     cosine = 1 - r**2 / 2  # at distance r on the sphere
     x = cosine * c + (1 - cosine**2).sqrt() * u
-    clean = _labels(list(labels)).to(x.device)[cluster * len(values) // K]
+    clean = torch.tensor(values, dtype=x.dtype, device=x.device)[cluster * len(values) // K]
     dtype = torch.get_default_dtype() if dtype is None else dtype
     parts = (x.to(dtype), clean.to(dtype), cluster, centers.to(dtype))
-    return ClusterData(*parts, values.diff().min().item())
+    return ClusterData(*parts, min(b - a for a, b in pairwise(values)))
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #bcc6e668
 #| code-fold: true
@@ -128,7 +127,7 @@ def corrupt(
     check(bool((cluster >= 0).all()), "cluster", "be >= 0", "a negative number")
     rate = check_number(rate, "rate", low=0, high=1, open_high=True)
     check_generator(generator)
-    values = _labels(labels, clean if isinstance(labels, Tensor) else None).to(clean)
+    values = clean.new_tensor(_labels(labels))
     hit = clean[:, None] == values
     check(bool(hit.any(1).all()), "clean", f"hold labels of {values.tolist()} only", "another")
     cluster, where = cluster.unique(return_inverse=True)[1], hit.int().argmax(1)
@@ -289,8 +288,9 @@ def spectral_energy(
 
     >>> spectral_energy(torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([3.0, 4.0]), 1)
     tensor(0.3600)"""
+    check_tensor(gram, "gram", ("n", "n"), kind="float")
+    check_tensor(vectors, "vectors", (..., len(gram)), kind="float", like=gram)
     g = _symmetric(gram, "gram")
-    check_tensor(vectors, "vectors", (..., len(g)), kind="float", like=gram)
     rank = check_int(rank, "rank", low=1, high=len(g))
     top = torch.linalg.eigh(g)[1][:, -rank:]
     v = vectors.double()
@@ -333,8 +333,9 @@ def linearized_gd(
 
     >>> linearized_gd(torch.eye(2), torch.tensor([1.0, -1.0]), 0.5, [0, 1, 2]).residuals[:, 0]
     tensor([1.0000, 0.5000, 0.2500])"""
+    check_tensor(gram, "gram", ("n", "n"), kind="float")
+    check_tensor(residual0, "residual0", gram.shape[:1], kind="float", like=gram)
     g = _symmetric(gram, "gram")
-    check_tensor(residual0, "residual0", g.shape[:1], kind="float", like=gram)
     lr, steps = check_number(lr, "lr", low=0, open_low=True), _steps(steps)
     values, vectors = torch.linalg.eigh(g)
     values = values.clamp(min=0)
@@ -393,14 +394,15 @@ def nearest_label(
     >>> nearest_label(torch.tensor([0.5, 0.6]), (-1, 0.1, 1))
     tensor([0.1000, 1.0000])"""
     check_tensor(outputs, "outputs", kind="float")
-    values = _labels(labels).to(outputs)
+    values = outputs.new_tensor(_labels(labels))
     nearest = values[(outputs[..., None] - values).abs().argmin(-1)]
     return torch.where(outputs.isnan(), outputs, nearest)
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #11b6cb52
 #| code-fold: true
-def _pair_bound(gap: Tensor, r: Tensor, k: int, norm: float, slope: float, bend: float) -> Tensor:
+def _pair_bound(gap: Tensor, r: Tensor, k: int, norm: float) -> Tensor:
     "Least distance of weights that fit pairs `r` apart, with `gap` still to cover (early-bound)."
+    slope, bend = 2 / math.sqrt(math.pi), 2 * math.sqrt(2 / (math.pi * math.e))  # Gamma_1, Gamma_2
     a, b = bend / (2 * math.sqrt(k)), slope + bend * norm / math.sqrt(k)
     return ((b * b + 4 * a * gap / r).sqrt() - b) / (2 * a)
 
@@ -429,6 +431,7 @@ def overfit_distance_bound(
     unit = ((at_least_float32(x).norm(dim=1) - 1).abs() <= 1e-2).all()
     check(bool(unit), "x", "have rows of unit norm", "others")
     check_tensor(given, "given", x.shape[:1], kind="float", like=x)
+    check(bool(torch.isfinite(given).all()), "given", "be finite", "NaN or infinity")
     apart = torch.ones(len(x), len(x), dtype=torch.bool, device=x.device)
     if cluster is not None:
         check_tensor(cluster, "cluster", x.shape[:1], kind="integer", like=x)
@@ -438,13 +441,10 @@ def overfit_distance_bound(
     gap = (y[:, None] - y).abs() - (f[:, None] - f).abs()
     r = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
     apart = apart & (gap > 0)
-    slope, bend = 2 / math.sqrt(math.pi), 2 * math.sqrt(2 / (math.pi * math.e))  # (early-gamma)
-    k, norm = len(W), torch.linalg.matrix_norm(W, 2).item()
-    return (
-        _pair_bound(gap[apart], r[apart], k, norm, slope, bend).amax().item()
-        if apart.any()
-        else 0.0
-    )
+    if not apart.any():
+        return 0.0
+    norm = torch.linalg.matrix_norm(W, 2).item()
+    return _pair_bound(gap[apart], r[apart], len(W), norm).amax().item()
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #88fde764
 #| code-fold: true
@@ -462,7 +462,10 @@ def _as_at_inference(model: nn.Module):
 
 def _outputs(model, x) -> Tensor:
     "The model's outputs (n,) or (n, C) on x, checked."
-    out = model(x)
+    try:
+        out = model(x)
+    except (RuntimeError, TypeError, IndexError) as e:
+        raise ValueError(f"x must be an input that model takes, got {describe(x)}: {e}") from e
     check_tensor(out, "what model returns", kind="float")
     ok = out.ndim in (1, 2) and len(out) == len(x)
     check(ok, "what model returns", f"have shape ({len(x)},) or ({len(x)}, C)", out)
@@ -553,8 +556,8 @@ def empirical_gram(
     """The Gram matrix J J' of the Jacobian with respect to the trainable parameters, never the
     Jacobian itself: (n, n) for outputs (n,), (n, C, n, C) for outputs (n, C) (early-layers).
 
-    In at least float32. TypeError or ValueError for another model, no trainable parameter, or
-    outputs of another shape.
+    In at least float32. TypeError or ValueError for another model, no trainable parameter, an input
+    that the model does not take, or outputs of another shape.
 
     >>> empirical_gram(nn.Linear(2, 1, bias=False), torch.eye(2))[:, 0, :, 0]
     tensor([[1., 0.],
