@@ -71,8 +71,8 @@ def clusterable_data(
     """Clusters around random directions, each in one class, of equal size (early-clusters).
 
     Points are spread over a cap of the sphere around their center; classes are blocks of clusters,
-    in ascending order of the labels. ValueError for fewer clusters than labels, fewer than two different labels, a radius
-    outside [0, 1), a dimension below 2.
+    in ascending order of the labels. ValueError for fewer clusters than labels, fewer than two
+    different labels, a radius outside [0, 1), a dimension below 2.
 
     >>> data = clusterable_data(6, 5, 3)
     >>> data.x.shape, data.centers.shape, round(data.delta, 6)
