@@ -107,13 +107,13 @@ def _check_entries(x: Tensor, argument: str, n: int) -> None:
         ok = low >= 0 and high < n
         check(ok, argument, f"lie in 0 .. {n - 1}", f"{low if low < 0 else high}", IndexError)
 
-# %% ../../nbs/06_robust/01_aum.ipynb #02a58820
+# %% ../../nbs/06_robust/01_aum.ipynb #d91b14ff
 @patch
 def end_epoch(self: AUM) -> None:
     "Call once after each epoch: the first `skip_first` do not count."
     self.epoch += 1
 
-
+# %% ../../nbs/06_robust/01_aum.ipynb #1c6dd6be
 @patch
 def compute(self: AUM) -> Tensor:
     """The AUM of every example, float64 (n_samples,); NaN for one that was never counted.
