@@ -924,6 +924,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                                   'ponderlearn/robust/early_stopping.py'),
                                                    'ponderlearn.robust.early_stopping._layer_gram': ( 'nbs/06_robust/early_stopping.html#_layer_gram',
                                                                                                       'ponderlearn/robust/early_stopping.py'),
+                                                   'ponderlearn.robust.early_stopping._only_in_layers': ( 'nbs/06_robust/early_stopping.html#_only_in_layers',
+                                                                                                          'ponderlearn/robust/early_stopping.py'),
                                                    'ponderlearn.robust.early_stopping._outputs': ( 'nbs/06_robust/early_stopping.html#_outputs',
                                                                                                    'ponderlearn/robust/early_stopping.py'),
                                                    'ponderlearn.robust.early_stopping._pair_bound': ( 'nbs/06_robust/early_stopping.html#_pair_bound',

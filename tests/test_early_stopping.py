@@ -222,6 +222,28 @@ class Shared(nn.Module):
         return self.layer(torch.tanh(self.layer(x)))
 
 
+class Tied(nn.Module):
+    "An autoencoder whose decoder is the encoder's weight."
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.tanh(self.encoder(x)) @ self.encoder.weight
+
+
+class Uncalled(nn.Module):
+    "A linear layer of which only the weight is used."
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2, bias=False)
+
+    def forward(self, x):
+        return torch.tanh(self.first(x)) @ self.second.weight.T
+
+
 def models():
     frozen = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     frozen[0].weight.requires_grad_(False)
@@ -237,6 +259,8 @@ def models():
         "frozen weight": frozen,
         "tied weights": tied,
         "runs twice": Shared(),
+        "tied autoencoder": Tied(),
+        "layer not called": Uncalled(),
         "layer norm": nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 2)),
         "dropout": nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 2)),
         "steps in a row": nn.Sequential(
@@ -391,6 +415,12 @@ def test_pair_bound_by_hand():
     )
     for gap, r, k, norm, wanted in gaps:
         assert es._pair_bound(f64(gap), f64(r), k, norm).item() == pytest.approx(wanted, abs=1e-6)
+    args = f64(1), f64(0.1), 100, 10
+    longer = es._pair_bound(*args, 1.01).item()
+    assert es._pair_bound(*args).item() > longer  # longer points are moved more easily
+    slope, bend = 2 / math.sqrt(math.pi), 2 * math.sqrt(2 / (math.pi * math.e)) * 1.01
+    reached = 0.1 * longer * (slope + bend / 10 * (10 + longer / 2))
+    assert reached == pytest.approx(1)
 
 
 @pytest.mark.parametrize("seed", range(4))

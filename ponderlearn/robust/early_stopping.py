@@ -400,9 +400,10 @@ def nearest_label(
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #11b6cb52
 #| code-fold: true
-def _pair_bound(gap: Tensor, r: Tensor, k: int, norm: float) -> Tensor:
+def _pair_bound(gap: Tensor, r: Tensor, k: int, norm: float, longest: float = 1.0) -> Tensor:
     "Least distance of weights that fit pairs `r` apart, with `gap` still to cover (early-bound)."
-    slope, bend = 2 / math.sqrt(math.pi), 2 * math.sqrt(2 / (math.pi * math.e))  # Gamma_1, Gamma_2
+    slope = 2 / math.sqrt(math.pi)  # Gamma_1
+    bend = 2 * math.sqrt(2 / (math.pi * math.e)) * longest  # Gamma_2, times the longest point
     a, b = bend / (2 * math.sqrt(k)), slope + bend * norm / math.sqrt(k)
     return ((b * b + 4 * a * gap / r).sqrt() - b) / (2 * a)
 
@@ -428,8 +429,8 @@ def overfit_distance_bound(
     smooth = net.activation == "erf"
     check(smooth, "net", "have a twice differentiable activation, erf", net.activation)
     check_input(x, "x", ("n", net.weight.shape[1]), like=net.weight, nonempty=True)
-    unit = ((at_least_float32(x).norm(dim=1) - 1).abs() <= 1e-2).all()
-    check(bool(unit), "x", "have rows of unit norm", "others")
+    norms = at_least_float32(x).norm(dim=1)
+    check(bool(((norms - 1).abs() <= 1e-2).all()), "x", "have rows of unit norm", "others")
     check_tensor(given, "given", x.shape[:1], kind="float", like=x)
     check(bool(torch.isfinite(given).all()), "given", "be finite", "NaN or infinity")
     apart = torch.ones(len(x), len(x), dtype=torch.bool, device=x.device)
@@ -444,7 +445,8 @@ def overfit_distance_bound(
     if not apart.any():
         return 0.0
     norm = torch.linalg.matrix_norm(W, 2).item()
-    return _pair_bound(gap[apart], r[apart], len(W), norm).amax().item()
+    longest = max(1.0, norms.max().item())
+    return _pair_bound(gap[apart], r[apart], len(W), norm, longest).amax().item()
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #88fde764
 #| code-fold: true
@@ -481,9 +483,27 @@ def _all_linear(model: nn.Module) -> bool:
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #fd8ea16f
 #| code-fold: true
+def _only_in_layers(model: nn.Module, out: Tensor, seen: list) -> bool:
+    "Whether the gradient of each parameter is what its layer's inputs and slopes say."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights = torch.linspace(1, 2, out.numel(), dtype=out.dtype, device=out.device)
+    weighted = (out.reshape(-1) * weights).sum()
+    wanted = [*(probe for _, _, probe in seen), *trained]
+    found = torch.autograd.grad(weighted, wanted, retain_graph=True, materialize_grads=True)
+    expected = {}
+    for (layer, a, _), b in zip(seen, found, strict=False):
+        expected |= {layer.weight: b.T @ a, layer.bias: b.sum(0)}
+    small = torch.finfo(out.dtype).eps ** 0.5
+    for p, slope in zip(trained, found[len(seen) :], strict=True):
+        other = expected.get(p, torch.zeros_like(slope))
+        if not (slope - other).norm() <= small * torch.maximum(slope.norm(), other.norm()):
+            return False
+    return True
+
+
 def _layer_gram(model: nn.Module, x: Tensor) -> Tensor | None:
     """(n C, n C): the sum over linear layers of (inputs' products) times (slopes' products); None
-    if a layer runs twice or sees more than rows."""
+    if a layer runs twice, sees more than rows, or shares its weight with what is no layer."""
     seen = []
 
     def watch(layer, inputs, output):
@@ -500,6 +520,8 @@ def _layer_gram(model: nn.Module, x: Tensor) -> Tensor | None:
                 return None
             sums = out.sum(0).reshape(-1)
             probes = [probe for _, _, probe in seen]
+            if not _only_in_layers(model, out, seen):
+                return None
             back = [
                 torch.autograd.grad(s, probes, retain_graph=True, materialize_grads=True)
                 for s in sums
