@@ -859,6 +859,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                      'ponderlearn.records.scale': ('nbs/00_foundations/records.html#scale', 'ponderlearn/records.py'),
                                      'ponderlearn.records.settle': ('nbs/00_foundations/records.html#settle', 'ponderlearn/records.py'),
                                      'ponderlearn.records.within': ('nbs/00_foundations/records.html#within', 'ponderlearn/records.py')},
+            'ponderlearn.robust.sam': { 'ponderlearn.robust.sam.soft_weights': ( 'nbs/06_robust/sam.html#soft_weights',
+                                                                                 'ponderlearn/robust/sam.py')},
             'ponderlearn.training': { 'ponderlearn.training.History': ( 'nbs/00_foundations/training.html#history',
                                                                         'ponderlearn/training.py'),
                                       'ponderlearn.training.History.__init__': ( 'nbs/00_foundations/training.html#history.__init__',
