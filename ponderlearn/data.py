@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MNIST_SHA256', 'check_values', 'check_images', 'check_labels', 'stratified_split', 'Split', 'Digits', 'digits',
            'read_idx', 'mnist', 'Vocabulary', 'vocabulary', 'Text', 'text', 'read_off', 'sample_surface', 'Cloud',
-           'Clouds', 'point_clouds', 'minibatches', 'windows', 'SequenceBatch']
+           'Clouds', 'point_clouds', 'minibatches', 'windows', 'FlippedLabels', 'flip_labels', 'NoisyTask',
+           'noisy_task', 'noisy_digits', 'SequenceBatch']
 
 # %% ../nbs/00_foundations/07_data.ipynb #be46d6f5
 import gzip
@@ -36,6 +37,7 @@ from ponderlearn._check import (
     need,
 )
 from ._nested import SequenceBatch as SequenceBatch
+from ._nested import draw
 from .training import seeded
 
 _all_ = ["SequenceBatch"]
@@ -645,3 +647,74 @@ def windows(
         return window[:, :-1], window[:, 1:]
 
     return batches
+
+# %% ../nbs/00_foundations/07_data.ipynb #8b08a243
+class FlippedLabels(NamedTuple):
+    "Labels of which some are wrong, int64 (n,), and which ones, bool (n,)."
+
+    labels: Tensor
+    flipped: Tensor
+
+
+def flip_labels(
+    labels: Tensor,  # right classes, integer (n,)
+    rate: float,  # probability that a label is flipped, 0 to 1
+    *,
+    kind: str = "uniform",  # "uniform": to any other class; "next": to the class after it
+    n_classes: int | None = None,  # number of classes; None: the largest label and one
+    generator: torch.Generator | None = None,  # source of randomness; None: torch's own
+) -> FlippedLabels:
+    """`labels` with each flipped to a wrong class with probability `rate`, independently.
+
+    So the share that is flipped varies around `rate`. TypeError or ValueError for what are no
+    labels of at least 2 classes, or no rate."""
+    check_labels(labels, n_classes=n_classes)
+    n_classes = int(labels.max()) + 1 if n_classes is None else n_classes
+    check_int(n_classes, "n_classes", low=2)
+    rate = check_number(rate, "rate", low=0, high=1)
+    check_choice(kind, "kind", ("uniform", "next"))
+    n, where = len(labels), dict(generator=generator, device=labels.device)
+    flipped = draw(torch.rand, n, **where) < rate
+    away = draw(torch.randint, 1, n_classes, (n,), **where) if kind == "uniform" else 1
+    return FlippedLabels((labels.long() + away * flipped) % n_classes, flipped)
+
+# %% ../nbs/00_foundations/07_data.ipynb #60c7cc62
+class NoisyTask(NamedTuple):
+    "Vectors with partly wrong labels to learn from, and right ones to test with."
+
+    x: Tensor  # float32 (n, d), standardized
+    labels: Tensor  # int64 (n,), some flipped
+    flipped: Tensor  # bool (n,), which ones: to judge a remedy by
+    clean_labels: Tensor  # int64 (n,), the right ones: for an oracle only
+    valid_x: Tensor  # float32 (n_valid, d)
+    valid_labels: Tensor  # int64 (n_valid,), flipped at the same rate
+    test_x: Tensor  # float32 (n_test, d)
+    test_labels: Tensor  # int64 (n_test,), all right
+
+
+def noisy_task(
+    source: Digits,  # images in three parts, as `digits` and `mnist` return them
+    rate: float,  # probability that a label is flipped
+    *,
+    kind: str = "uniform",  # as in `flip_labels`
+    seed: int = 0,  # of the flips
+) -> NoisyTask:
+    "The task of learning `source` from flipped labels; errors as `flip_labels`."
+    check(isinstance(source, Digits), "source", "be Digits", source, TypeError)
+    train, valid, test = (Split(s.x.flatten(1), s.y) for s in source[:3])
+    std, mean = torch.std_mean(train.x, 0)
+    x = [(s.x - mean) / torch.where(std > 0, std, 1) for s in (train, valid, test)]
+    how = dict(kind=kind, n_classes=int(train.y.max()) + 1, generator=seeded(seed))
+    labels, flipped = flip_labels(train.y, rate, **how)
+    valid_labels = flip_labels(valid.y, rate, **how).labels
+    return NoisyTask(x[0], labels, flipped, train.y, x[1], valid_labels, x[2], test.y)
+
+
+def noisy_digits(
+    rate: float,  # probability that a label is flipped
+    *,
+    kind: str = "uniform",  # as in `flip_labels`
+    seed: int = 0,  # of the flips
+) -> NoisyTask:
+    "The task of learning `digits()` from flipped labels; errors as `flip_labels`."
+    return noisy_task(digits(), rate, kind=kind, seed=seed)

@@ -18,8 +18,11 @@ from ponderlearn.data import (
     check_labels,
     check_values,
     digits,
+    flip_labels,
     minibatches,
     mnist,
+    noisy_digits,
+    noisy_task,
     read_idx,
     stratified_split,
     text,
@@ -702,3 +705,50 @@ def test_cloud_folder(tmp_path):
         data.point_clouds(sizes=(5, 5))
     with pytest.raises(ValueError, match=r"^n_points must be >= 2, got 1$"):
         data.point_clouds(n_points=1)
+
+
+# Flipped labels
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(2, 6),
+    st.integers(1, 40),
+    st.floats(0, 1),
+    st.sampled_from(["uniform", "next"]),
+)
+def test_flips_are_wrong_and_told(n_classes, n, rate, kind):
+    labels = torch.randint(n_classes, (n,), generator=generator(n))
+    out = flip_labels(labels, rate, kind=kind, n_classes=n_classes, generator=generator(1))
+    assert torch.equal(out.flipped, out.labels != labels)
+    assert out.labels.dtype == torch.int64 and 0 <= out.labels.min() <= out.labels.max() < n_classes
+    if kind == "next":
+        assert torch.equal(out.labels, torch.where(out.flipped, (labels + 1) % n_classes, labels))
+    again = flip_labels(labels, rate, kind=kind, n_classes=n_classes, generator=generator(1))
+    assert torch.equal(out.labels, again.labels)
+
+
+def test_flips_at_both_ends():
+    labels = torch.arange(12) % 3
+    assert not flip_labels(labels, 0.0).flipped.any()
+    assert flip_labels(labels, 1.0, generator=generator()).flipped.all()
+    with pytest.raises(ValueError, match=r"^n_classes must be >= 2, got 1$"):
+        flip_labels(torch.zeros(3, dtype=torch.long), 0.5)
+    with pytest.raises(ValueError, match=r"^labels must be < 2, got a label 2$"):
+        flip_labels(labels, 0.5, n_classes=2)
+    with pytest.raises(ValueError, match=r"^kind must be one of 'uniform', 'next', got pair$"):
+        flip_labels(labels, 0.5, kind="pair")
+
+
+def test_noisy_task(small):
+    task = noisy_digits(0.3, kind="next", seed=4)
+    assert torch.equal(task.clean_labels, small.train.y)
+    assert torch.equal(task.test_labels, small.test.y)
+    assert torch.equal(task.labels[~task.flipped], task.clean_labels[~task.flipped])
+    assert 0.2 < (task.valid_labels != small.valid.y).double().mean() < 0.4
+    moved = small.test.x.flatten(1) - small.train.x.flatten(1).mean(0)
+    std = small.train.x.flatten(1).std(0)
+    assert torch.allclose(task.test_x, moved / torch.where(std > 0, std, 1), atol=1e-5)
+    assert not torch.equal(task.labels, noisy_digits(0.3, kind="next", seed=5).labels)
+    assert torch.equal(task.labels, noisy_task(small, 0.3, kind="next", seed=4).labels)
+    assert noisy_task(mnist(size=7), 0.4).x.shape == (3500, 49)

@@ -17,6 +17,7 @@ from ponderlearn.metrics import (
     Interval,
     accuracy,
     calibration_error,
+    detection_scores,
     holm,
     knn_probe,
     linear_probe,
@@ -512,3 +513,34 @@ def test_calibration_refuses(p, labels, more, error, words):
     for f in (calibration_error, reliability):
         with pytest.raises(error, match=f"^{words}"):
             f(p, torch.tensor(labels, dtype=torch.long), **more)
+
+
+# Detection of wrong labels
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=15))
+def test_auc_is_the_share_of_pairs(pairs):
+    scores = torch.tensor([float(s) for s, _ in pairs])
+    wrong = torch.tensor([w for _, w in pairs])
+    if wrong.all() or not wrong.any():
+        with pytest.raises(ValueError, match=r"^flipped must hold True and False"):
+            detection_scores(scores, wrong, higher_means_flipped=True)
+        return
+    difference = scores[wrong][:, None] - scores[~wrong]
+    share = ((difference > 0).double() + (difference == 0).double() / 2).mean().item()
+    high = detection_scores(scores, wrong, higher_means_flipped=True)
+    low = detection_scores(scores, wrong, higher_means_flipped=False)
+    assert high.auc == pytest.approx(share) and low.auc == pytest.approx(1 - share)
+
+
+def test_average_precision_by_counting():
+    scores = torch.rand(50, generator=generator(3))
+    wrong = torch.rand(50, generator=generator(4)) < 0.3
+    order = scores.argsort()
+    shares = wrong[order].double().cumsum(0) / torch.arange(1, 51)
+    want = shares[wrong[order]].mean().item()
+    got = detection_scores(scores, wrong, higher_means_flipped=False)
+    assert got.average_precision == pytest.approx(want)
+    with pytest.raises(ValueError, match=r"^scores must hold finite values, got nan at index"):
+        detection_scores(scores / 0 * 0, wrong, higher_means_flipped=False)

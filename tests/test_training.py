@@ -31,7 +31,10 @@ from ponderlearn.training import (
     _seed_of,
     curves,
     fit,
+    fit_noisy,
+    label_noise_errors,
     load_checkpoint,
+    noisy_network,
     progress,
     rows_of,
     save_checkpoint,
@@ -868,3 +871,64 @@ def test_on_a_gpu():
     torch.testing.assert_close(
         *(torch.tensor(t.loss.to_numpy()) for t in tables), rtol=1e-3, atol=1e-4
     )
+
+
+# Wrong labels
+
+
+def test_noisy_network_is_the_seeds():
+    before = torch.random.get_rng_state()
+    a, b, c = (noisy_network(3, 2, seed=s) for s in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(a[0].weight, b[0].weight) and not torch.equal(a[0].weight, c[0].weight)
+    assert a(torch.zeros(5, 3)).shape == (5, 2) and a[2].weight.shape == (256, 256)
+
+
+def test_fit_noisy_is_a_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(40, 3, generator=generator), torch.arange(40) % 2
+    seen, rates, model = [], [], noisy_network(3, 2, seed=0)
+
+    def noting(model, batch):
+        seen.append(batch[2])
+        assert torch.equal(x[batch[2]], batch[0]) and torch.equal(labels[batch[2]], batch[1])
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def note(row):
+        rates.append(row["step"])
+
+    history = fit_noisy(
+        model, x, labels, seed=3, epochs=4, drops=(1, 3), batch_size=8, loss_fn=noting, stop=note
+    )
+    assert len(history.rows) == 20 == len(rates)
+    for epoch in range(4):
+        assert sorted(torch.cat(seen[5 * epoch : 5 * epoch + 5]).tolist()) == list(range(40))
+    plain = noisy_network(3, 2, seed=0)
+    sgd = torch.optim.SGD(plain.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True)
+    for step, index in enumerate(seen):
+        sgd.param_groups[0]["lr"] = (0.1, 0.01, 0.01, 0.001)[step // 5]
+        sgd.zero_grad()
+        nn.functional.cross_entropy(plain(x[index]), labels[index]).backward()
+        sgd.step()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_label_noise_errors():
+    def constant(task, seed):
+        return lambda x: nn.functional.one_hot(torch.full((len(x),), seed), 10).float()
+
+    def share(task, seed):
+        return constant(task, seed), {"flipped": task.flipped.double().mean()}
+
+    frame = label_noise_errors(
+        {"a": constant, "b": share}, rates=(0.0, 0.5), seeds=[2, 3], kind="next", n_jobs=1
+    )
+    assert frame[["remedy", "rate", "seed"]].values.tolist() == [
+        [r, p, s] for r in "ab" for p in (0.0, 0.5) for s in (2, 3)
+    ]
+    assert frame.test_error.between(0.89, 0.91).all()
+    assert rows_of(frame, remedy="b", rate=0.0).flipped.tolist() == [0, 0]
+    assert rows_of(frame, remedy="b", rate=0.5).flipped.between(0.4, 0.6).all()
+    with pytest.raises(TypeError, match=r"^remedies\['a'\] must be callable as remedy"):
+        label_noise_errors({"a": 3})

@@ -91,5 +91,21 @@ EXAMPLES = {
             length=4,
         )
     ),
+    "flip_labels": lambda: Call(
+        data.flip_labels,
+        labels=labels(),
+        rate=ok(0.5, 0, 1),
+        kind="next",
+        n_classes=ok(3, 10**30),
+        generator=generator(),
+    ),
+    "noisy_task": lambda: Call(
+        data.noisy_task,
+        source=ok(data.digits(), "entry less"),
+        rate=ok(0.5, 0, 1),
+        kind="next",
+        seed=ok(1, 0),
+    ),
+    "noisy_digits": lambda: Call(data.noisy_digits, rate=ok(0.5, 0, 1), kind="next", seed=ok(1, 0)),
 }
 ALLOWED = {}

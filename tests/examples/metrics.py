@@ -58,5 +58,11 @@ EXAMPLES = {
         n_bins=3,
         kind="mass",
     ),
+    "detection_scores": lambda: Call(
+        metrics.detection_scores,
+        scores=ok(torch.tensor([0.1, 0.4, 0.3, 0.7]), "meta"),
+        flipped=ok(torch.tensor([True, False, True, False]), "meta"),
+        higher_means_flipped=True,
+    ),
 }
 ALLOWED = {}

@@ -6,6 +6,7 @@ from mistakes import Call, ok, words
 from torch import nn
 
 from ponderlearn import training
+from ponderlearn.data import noisy_digits
 
 RETURNS = "returns nothing", "returns a row less", "returns a list"
 PATH = Path(tempfile.mkdtemp()) / "state.pt"
@@ -78,6 +79,30 @@ def history():
     return training.History([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
 
 
+def noisy_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def fit_noisy():
+    return Call(
+        training.fit_noisy,
+        model=ok(nn.Linear(2, 3), *RETURNS),
+        x=ok(torch.rand(6, 2), "width"),  # the model is any network
+        labels=ok(torch.arange(6) % 3, "width"),
+        seed=ok(1, 0),
+        epochs=2,
+        drops=ok((1,), "entry less", "empty"),
+        batch_size=3,
+        loss_fn=ok(noisy_loss, *RETURNS),
+        evaluate=lambda model, step: {"size": model.weight.norm()},
+        stop=lambda row: False,
+    ).then(lambda history: [row["loss"] for row in history.rows])
+
+
+def constant(task, seed):
+    return nn.Linear(task.x.shape[1], 10)
+
+
 EXAMPLES = {
     "seeded": lambda: Call(
         training.seeded, seed=ok(1, 0), step=ok(2, 0), device=torch.device("cpu")
@@ -97,6 +122,19 @@ EXAMPLES = {
     "curves": lambda: Call(
         training.curves, histories=ok([history(), history()], "entry less"), column="loss"
     ),
+    "noisy_network": lambda: Call(
+        training.noisy_network, input_size=2, output_size=3, seed=ok(1, 0)
+    ),
+    "fit_noisy": fit_noisy,
+    "label_noise_errors": lambda: Call(
+        training.label_noise_errors,
+        remedies={"constant": constant},
+        rates=ok((0.5,), "entry less"),
+        seeds=ok(2, "list"),
+        kind="next",
+        make_task=ok(noisy_digits, *RETURNS),
+        n_jobs=ok(1, -1, 0),
+    ).then(lambda frame: frame.test_error.tolist()),
 }
 WITHOUT = {"History": "made by fit, not by hand"}
 ALLOWED = {}
