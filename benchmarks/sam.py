@@ -3,14 +3,17 @@ beside its loop.
 
 Both sides have the same network, batch and base step (SGD with momentum). The weights after two
 steps are compared with pytorch-optimizer's first; torchzero takes the length of the climb tensor by
-tensor, so it makes other steps for about the same work. The plain side makes two forward and backward passes and one step of SGD: what
-any SAM must cost. pytorch-optimizer wants its first pass made before `step`; torchzero calls the
-closure itself. Random numbers are not replayed here: the peers do not, and no network has dropout.
+tensor, so it makes other steps for about the same work. The plain side makes two forward and
+backward passes and one step of SGD: what any SAM must cost. pytorch-optimizer wants its first pass
+made before `step`; torchzero calls the closure itself. Random numbers are not replayed here: the
+peers do not, and no network has dropout.
 
 Run with `make bench`, or: python benchmarks/sam.py
 """
 
 import importlib.metadata
+from functools import partial
+from itertools import pairwise
 
 import pytorch_optimizer
 import torch
@@ -28,7 +31,7 @@ LR, MOMENTUM, RHO = 1e-3, 0.9, 0.05
 def convolutions() -> nn.Module:
     "Six convolutions with batch normalization on images of 16 x 16 pixels."
     widths, layers = (3, 32, 32, 64, 64, 128, 128), []
-    for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(widths)):
         conv = nn.Conv2d(a, b, 3, padding=1, stride=1 + (i in (2, 4)), bias=False)
         layers += [conv, nn.BatchNorm2d(b), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
@@ -55,6 +58,16 @@ def closure_of(net: nn.Module, batch: tuple):
     return closure
 
 
+def through_torchzero(optimizer, closure) -> None:
+    "torchzero tells its closures whether gradients are wanted."
+    optimizer.step(lambda backward=True: closure() if backward else None)
+
+
+def two_passes(sgd, closure) -> None:
+    closure(), closure()
+    sgd.step()
+
+
 def sides(make, batch) -> dict:
     "name -> (network, function that makes one update), all from the same weights."
     made = {}
@@ -71,12 +84,10 @@ def sides(make, batch) -> dict:
             tz = torchzero.m
             parts = tz.SAM(RHO), tz.HeavyBall(MOMENTUM), tz.LR(LR)
             optimizer = torchzero.Optimizer(net.parameters(), *parts)
-            step = lambda closure, step=optimizer.step: step(
-                lambda backward=True: closure() if backward else None
-            )
+            step = partial(through_torchzero, optimizer)
         else:
             base = torch.optim.SGD(net.parameters(), **sgd)
-            step = lambda closure, base=base: (closure(), closure(), base.step())
+            step = partial(two_passes, base)
         before = name == "pytorch-optimizer"
         made[name] = net, lambda c=closure, s=step, b=before: (c() if b else None, s(c))
     return made

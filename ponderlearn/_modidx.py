@@ -891,6 +891,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                         'ponderlearn.robust.sam.SAMGradient': ( 'nbs/06_robust/sam.html#samgradient',
                                                                                 'ponderlearn/robust/sam.py'),
                                         'ponderlearn.robust.sam._called': ('nbs/06_robust/sam.html#_called', 'ponderlearn/robust/sam.py'),
+                                        'ponderlearn.robust.sam._check_batch': ( 'nbs/06_robust/sam.html#_check_batch',
+                                                                                 'ponderlearn/robust/sam.py'),
                                         'ponderlearn.robust.sam._check_dense': ( 'nbs/06_robust/sam.html#_check_dense',
                                                                                  'ponderlearn/robust/sam.py'),
                                         'ponderlearn.robust.sam._check_p': ('nbs/06_robust/sam.html#_check_p', 'ponderlearn/robust/sam.py'),

@@ -32,7 +32,7 @@ from ponderlearn._check import (
     check_returns,
     check_tensor,
 )
-from .._nested import at_least_float32, draw, n_rows, tree_map
+from .._nested import at_least_float32, draw, leaves, n_rows, tree_map
 
 # %% ../../nbs/06_robust/03_sam.ipynb #9c8e866f
 #| code-fold: true
@@ -141,19 +141,27 @@ def _check_params(params) -> dict[str, Tensor]:
     return dict(params)
 
 
-def _loss(loss_fn: Callable, params: dict, batch, create_graph=False) -> tuple[Tensor, dict]:
+def _check_batch(batch, params: dict) -> int:
+    "The number of rows, at least one; the first tensor lies where the parameters do."
+    n, first = n_rows(batch, "batch"), leaves(batch, "batch")[0]
+    check(n > 0, "batch", "have at least 1 row", "none")
+    check_tensor(first, "batch", like=next(iter(params.values())))
+    return n
+
+
+def _loss(loss_fn: Callable, params: dict, batch) -> tuple[Tensor, dict]:
     "The loss, and leaves that it depends on."
-    leaves = {name: w.detach().requires_grad_() for name, w in params.items()}
+    own = {name: w.detach().requires_grad_() for name, w in params.items()}
     with torch.enable_grad():
-        loss = check_returns(loss_fn(leaves, batch), "loss_fn", shape=(), kind="float")
+        loss = check_returns(loss_fn(own, batch), "loss_fn", shape=(), kind="float")
     check(loss.requires_grad, "what loss_fn returns", "depend on params", "one that does not")
-    return loss, leaves
+    return loss, own
 
 
 def _gradient(loss_fn: Callable, params: dict, batch) -> tuple[Tensor, list[Tensor]]:
     "The loss and its gradients, one tensor a parameter; zeros where it does not depend on one."
-    loss, leaves = _loss(loss_fn, params, batch)
-    grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    loss, own = _loss(loss_fn, params, batch)
+    grads = torch.autograd.grad(loss, list(own.values()), materialize_grads=True)
     return loss.detach(), list(grads)
 
 
@@ -184,7 +192,7 @@ def sharpness(
     check_callable(loss_fn, "loss_fn", "loss_fn(params, batch) -> scalar")
     params, rho = _check_params(params), check_number(rho, "rho", low=0)
     p, n_steps = _check_p(p, adaptive), check_int(n_steps, "n_steps", low=1, high=10**6)
-    n_rows(batch, "batch")
+    _check_batch(batch, params)
     start, grads = _gradient(loss_fn, params, batch)
     worst = start
     for _ in range(n_steps):
@@ -214,14 +222,14 @@ def hessian_top_eigenvalues(
     >>> hessian_top_eigenvalues(bowl, {"w": torch.ones(2)}, torch.tensor([1.0, 10.0]), k=2)
     tensor([10.0000,  1.0000])"""
     check_callable(loss_fn, "loss_fn", "loss_fn(params, batch) -> scalar")
-    params, size = _check_params(params), 0
+    params = _check_params(params)
     size = sum(w.numel() for w in params.values())
     k = check_int(k, "k", low=1, high=size)
     n = min(max(check_int(n_iter, "n_iter", low=1), k), size)
     check_generator(generator)
-    n_rows(batch, "batch")
-    loss, leaves = _loss(loss_fn, params, batch)
-    flat = list(leaves.values())
+    _check_batch(batch, params)
+    loss, own = _loss(loss_fn, params, batch)
+    flat = list(own.values())
     with torch.enable_grad():
         slope = torch.autograd.grad(loss, flat, create_graph=True, materialize_grads=True)
     product = partial(_hessian_times, slope, flat)
@@ -266,10 +274,12 @@ def _lanczos(product, n: int, size: int, where, dtype, generator) -> Tensor:
         v = product(basis[-1])
         alpha.append((basis[-1] @ v).item())  # (sam-lanczos)
         v = _orthogonal(v, basis)
-    matrix = torch.diag(torch.tensor(alpha, dtype=torch.float64))
-    off = torch.tensor(beta, dtype=torch.float64)
-    matrix = matrix + torch.diag(off, 1) + torch.diag(off, -1)
-    return torch.linalg.eigvalsh(matrix).flip(0).to(where, dtype)
+    on_cpu = {"dtype": torch.float64, "device": "cpu"}
+    off = torch.diag(torch.tensor(beta, **on_cpu), 1)
+    matrix = torch.diag(torch.tensor(alpha, **on_cpu)) + off + off.t()
+    ok = bool(matrix.isfinite().all())
+    found = torch.linalg.eigvalsh(matrix).flip(0) if ok else matrix[0] * math.nan
+    return found.to(where, dtype)
 
 # %% ../../nbs/06_robust/03_sam.ipynb #44efb8d0
 #| code-fold: true
@@ -302,11 +312,10 @@ def sam_gradient(
     {'w': tensor([ 1.0050, 10.4975])}"""
     check_callable(loss_fn, "loss_fn", "loss_fn(params, batch) -> scalar")
     params, rho = _check_params(params), check_number(rho, "rho", low=0)
-    p, n = _check_p(p, adaptive), n_rows(batch, "batch")
+    p, n = _check_p(p, adaptive), _check_batch(batch, params)
     check_bool(allow_ragged=allow_ragged)
     chunk_size = check_int(chunk_size, "chunk_size", low=1)
     m = n if m is None else check_int(m, "m", low=1)
-    check(n > 0, "batch", "have at least 1 row", "none")
     fits = m <= n and n % m == 0
     check(fits or allow_ragged, "m", f"divide the batch of {n} (or set allow_ragged)", m)
     climb = partial(_climbed, rho=rho, p=p, adaptive=adaptive)
@@ -316,11 +325,9 @@ def sam_gradient(
         part = tree_map(lambda t, i=start: t[i : i + m], batch, argument="batch")
         share = (min(start + m, n) - start) / n
         loss, grads = _gradient(loss_fn, params, part)
-        found = loss, *_gradient(loss_fn, climb(params, grads), part)[1]
-        sums = [
-            share * f if s is None else s.add_(f, alpha=share)
-            for s, f in zip(sums or [None] * len(found), found, strict=True)
-        ]
+        found = [loss, *_gradient(loss_fn, climb(params, grads), part)[1]]
+        found = torch._foreach_mul(found, share)
+        sums = torch._foreach_add(sums, found) if sums else found
     return SAMGradient(sums[0], dict(zip(params, sums[1:], strict=True)))
 
 # %% ../../nbs/06_robust/03_sam.ipynb #72b1c09a
@@ -372,9 +379,9 @@ def perturbed(
 
     >>> w = torch.ones(2)
     >>> with perturbed([w], [torch.ones(2)]):
-    ...     print(w.tolist(), end=" ")
-    >>> print(w.tolist())
-    [2.0, 2.0] [1.0, 1.0]"""
+    ...     inside = w.clone()
+    >>> inside, w
+    (tensor([2., 2.]), tensor([1., 1.]))"""
     params = _check_tensors(params, "params")
     perturbation = _check_tensors(perturbation, "perturbation", params)
     moved = [
@@ -576,7 +583,8 @@ def load_state_dict(
     state_dict: dict,  # of this class, or of the base optimizer alone
 ) -> None:
     "Go on from a saved state. ValueError or TypeError if it is of other groups."
-    ok = isinstance(state_dict, Mapping) and {"state", "param_groups"} <= state_dict.keys()
+    ok = isinstance(state_dict, Mapping) and isinstance(state_dict.get("state"), Mapping)
+    ok = ok and isinstance(state_dict.get("param_groups"), list)
     check(ok, "state_dict", "be what state_dict() returned", state_dict, TypeError)
     self.base_optimizer.load_state_dict(state_dict)
     self._share()
@@ -598,10 +606,13 @@ def _random_states(self: SAM) -> list[tuple[Callable, Tensor]]:
 def _together(loss_fn, params, batch, climb, m: int, whole: int, chunk_size: int) -> list[Tensor]:
     "The sums over the first `whole` rows, `chunk_size` parts at once; each row counts 1 / n."
 
+    def checked(params, part):
+        return check_returns(loss_fn(params, part), "loss_fn", shape=(), kind="float")
+
     def one(part):
-        grads, loss = grad_and_value(loss_fn)(params, part)
+        grads, loss = grad_and_value(checked)(params, part)
         moved = climb(params, list(grads.values()), foreach=False)
-        return loss, *grad_and_value(loss_fn)(moved, part)[0].values()
+        return loss, *grad_and_value(checked)(moved, part)[0].values()
 
     parts = tree_map(lambda t: t[:whole].unflatten(0, (-1, m)), batch, argument="batch")
     found = vmap(one, randomness="different", chunk_size=chunk_size)(parts)
