@@ -682,7 +682,7 @@ def flip_labels(
 class NoisyTask(NamedTuple):
     "Vectors with partly wrong labels to learn from, and right ones to test with."
 
-    x: Tensor  # float32 (n, d), standardized
+    x: Tensor  # float32 (n, d), mean 0 and standard deviation 1 over all
     labels: Tensor  # int64 (n,), some flipped
     flipped: Tensor  # bool (n,), which ones: to judge a remedy by
     clean_labels: Tensor  # int64 (n,), the right ones: for an oracle only
@@ -702,8 +702,8 @@ def noisy_task(
     "The task of learning `source` from flipped labels; errors as `flip_labels`."
     check(isinstance(source, Digits), "source", "be Digits", source, TypeError)
     train, valid, test = (Split(s.x.flatten(1), s.y) for s in source[:3])
-    std, mean = torch.std_mean(train.x, 0)
-    x = [(s.x - mean) / torch.where(std > 0, std, 1) for s in (train, valid, test)]
+    std, mean = torch.std_mean(train.x)
+    x = [(s.x - mean) / std for s in (train, valid, test)]
     how = dict(kind=kind, n_classes=int(train.y.max()) + 1, generator=seeded(seed))
     labels, flipped = flip_labels(train.y, rate, **how)
     valid_labels = flip_labels(valid.y, rate, **how).labels

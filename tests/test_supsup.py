@@ -992,6 +992,13 @@ def test_margin(monkeypatch):
     assert math.isnan(infer_task(net, x, method="exhaustive").score)
 
 
+@pytest.mark.parametrize("k", [10, 40, 250])
+def test_margin_of_noise(k):
+    "What the docstring of TaskInference says of 3.5."
+    noise = torch.randn(2000, k, generator=seeded(k))
+    assert 0.01 < sum(supsup._margin(row) > 3.5 for row in noise) / 2000 < 0.08
+
+
 # The examples
 
 
