@@ -91,6 +91,12 @@ def test_dual_norms_by_hand(p, step, rise):
     assert (found @ g).item() == pytest.approx(rise, abs=1e-6)
 
 
+@pytest.mark.parametrize("p", NORMS)
+def test_the_radius_is_that_of_the_dtype(p):
+    (step,) = sam_perturbation([f64(3, -4, 1)], 0.3, p=p)
+    assert torch.linalg.vector_norm(step, p).item() == pytest.approx(0.3, rel=1e-14)
+
+
 @settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from(NORMS), st.floats(0.01, 10))
 def test_on_the_ball_and_the_largest_rise(seed, p, rho):
@@ -699,6 +705,8 @@ def test_known_eigenvalues():
     assert same.tolist() == pytest.approx([2, 2, 2, 2])  # beyond one vector nothing is new
     flat = hessian_top_eigenvalues(lambda p, b: (p["w"] * b).sum(), at, levels, k=2)
     assert flat.tolist() == [0, 0]
+    small = hessian_top_eigenvalues(bowl, at, 1e-9 * levels, k=3, generator=seeded(0))
+    assert small.tolist() == pytest.approx([1e-8, 9e-9, 8e-9], rel=1e-6)
 
 
 @settings(max_examples=15)

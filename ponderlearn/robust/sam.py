@@ -54,7 +54,7 @@ def _worst(grads, p, weights=None, eps=1e-12, foreach=True) -> tuple[list[Tensor
         size = _norm(g, 2.0, foreach)
         return g, 1 / size.clamp(min=eps), size
     size = _norm(g, math.inf, foreach)
-    one = torch.where(size.isfinite(), 1.0, math.nan)
+    one = torch.ones_like(size).where(size.isfinite(), math.nan)
     if p == math.inf:
         return [x.sign() for x in g], one, size
     if p == 1:  # entries that tie share
@@ -264,7 +264,7 @@ def _lanczos(product, n: int, size: int, where, dtype, generator) -> Tensor:
     "All n eigenvalues of the tridiagonal matrix, falling (sam-lanczos)."
     basis, alpha, beta, v = [], [], [], None
     for j in range(n):
-        if v is None or v.norm() <= 1e-6 * max(1.0, *map(abs, alpha)):  # nothing new: start anew
+        if v is None or v.norm() <= 1e-6 * max(map(abs, alpha + beta)):  # start anew
             v = draw(torch.randn, size, generator=generator, device=where).to(dtype)
             beta += [0.0] if j else []
             v = _orthogonal(v, basis)
@@ -491,7 +491,8 @@ def step(
 
     TypeError without a closure or for one that returns nothing, RuntimeError if it leaves no
     gradients, ValueError for sparse ones; FloatingPointError if the first gradient is not finite.
-    After an error, also one in the closure, the weights are as before, bit for bit."""
+    After an error, also one in the closure, the weights are as before, bit for bit. The second
+    gradient goes to the base optimizer as it is, NaN or not."""
     check_callable(closure, "closure", "closure() -> loss")
     states = self._random_states() if self.replay_rng else []
     loss = _called(closure)
@@ -573,7 +574,7 @@ def second_step(self: SAM) -> None:
 #| code-fold: true
 @patch
 def state_dict(self: SAM) -> dict:
-    "The base optimizer's, in which each group has its `rho`."
+    "The base optimizer's, in which each group has its `rho`; not `p` and `adaptive`."
     return self.base_optimizer.state_dict()
 
 
