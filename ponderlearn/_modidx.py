@@ -1155,6 +1155,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                              'ponderlearn/transport/sinkhorn.py'),
                                                 'ponderlearn.transport.sinkhorn._plan': ( 'nbs/08_transport/sinkhorn.html#_plan',
                                                                                           'ponderlearn/transport/sinkhorn.py'),
+                                                'ponderlearn.transport.sinkhorn._reach': ( 'nbs/08_transport/sinkhorn.html#_reach',
+                                                                                           'ponderlearn/transport/sinkhorn.py'),
                                                 'ponderlearn.transport.sinkhorn._rows': ( 'nbs/08_transport/sinkhorn.html#_rows',
                                                                                           'ponderlearn/transport/sinkhorn.py'),
                                                 'ponderlearn.transport.sinkhorn._solve': ( 'nbs/08_transport/sinkhorn.html#_solve',

@@ -204,6 +204,17 @@ def _unrolled(cost, a, b, f, g, epsilon, *, max_iter, tol, check_every, overrela
     f = _rows(g, b, cost, epsilon)
     return f, g, n_iter, distance(f, g)
 
+# %% ../../nbs/08_transport/00_sinkhorn.ipynb #7cc9b4b5
+#| code-fold: true
+def _reach(cost, a, b, f, g, epsilon, name: str) -> tuple[Tensor, Tensor]:
+    """Potentials whose entries at weights of zero are those that the other side gives them.
+    ValueError for a row or column that has no finite cost to a positive weight."""
+    rows, columns = _rows(g, b, cost, epsilon), _columns(f, a, cost, epsilon)
+    joined = bool((rows < torch.inf).all() & (columns < torch.inf).all())
+    wanted = "have a finite entry in each row and column where the other weight is positive"
+    check(joined, name, wanted, "one that is cut off")
+    return torch.where(a > 0, f, rows), torch.where(b > 0, g, columns)
+
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #08d4650d
 #| code-fold: true
 def _check_cost(cost: Tensor, name: str) -> None:
@@ -332,6 +343,8 @@ def _transport(
         f, g, before = _start(*problem, flat(f, n), flat(g, m), epsilon, epsilon_scaling, symmetric)
         solve = _unrolled if grad == "unroll" else _solve
         f, g, n_iter, error = solve(*problem, f, g, epsilon, **how)
+        if not bool((a > 0).all() & (b > 0).all()):
+            f, g = _reach(*problem, f, g, epsilon, names[0])
         f, g, error = f.reshape(*lead, n), g.reshape(*lead, m), error.reshape(lead)
         shift = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
         f, g = f - shift, g + shift
@@ -514,5 +527,6 @@ def exact_plan(
     a, b = (_check_weights(w, *of) for w, *of in ((a, "a", n, cost), (b, "b", m, cost)))
     sums = [sparse.kron(sparse.eye(n), [[1] * m]), sparse.kron([[1] * n], sparse.eye(m))]
     target = torch.cat([a / a.sum(), b / b.sum()])[1:]  # the rest implies the first
-    found = optimize.linprog(cost.flatten(), A_eq=sparse.vstack(sums).tocsr()[1:], b_eq=target)
+    sums = sparse.vstack(sums).tocsr()[1:]
+    found = optimize.linprog(cost.flatten().numpy(), A_eq=sums, b_eq=target.numpy())
     return torch.as_tensor(found.x, device="cpu").reshape(n, m)
