@@ -535,6 +535,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                                         'ponderlearn/contrastive/infonce.py'),
                                                  'ponderlearn.contrastive.infonce._row_losses': ( 'nbs/03_contrastive/infonce.html#_row_losses',
                                                                                                   'ponderlearn/contrastive/infonce.py'),
+                                                 'ponderlearn.contrastive.infonce._rows_of_mask': ( 'nbs/03_contrastive/infonce.html#_rows_of_mask',
+                                                                                                    'ponderlearn/contrastive/infonce.py'),
                                                  'ponderlearn.contrastive.infonce._unit': ( 'nbs/03_contrastive/infonce.html#_unit',
                                                                                             'ponderlearn/contrastive/infonce.py'),
                                                  'ponderlearn.contrastive.infonce.contrastive_logits': ( 'nbs/03_contrastive/infonce.html#contrastive_logits',

@@ -43,6 +43,12 @@ def _row_losses(logits: Tensor, target: Tensor, mask=None, decoupled=False, weig
     return logits.logsumexp(1) - (positive if weight is None else weight * positive)
 
 
+def _rows_of_mask(mask, shape: tuple[int, int], like: Tensor) -> Tensor:
+    "A mask of this shape or of one row for all."
+    one = isinstance(mask, Tensor) and mask.ndim == 1
+    return check_tensor(mask, "mask", shape[1:] if one else shape, kind="bool", like=like)
+
+
 def _check_mask(mask: Tensor, target: Tensor, decoupled: bool) -> None:
     "ValueError where the positive, or with `decoupled` every negative, is masked out."
     positive = mask.gather(1, target[:, None])[:, 0]
@@ -83,8 +89,7 @@ def info_nce_from_logits(
         target = torch.arange(n, device=logits.device)
     target = check_tensor(target, "target", (n,), kind="integer", like=logits).long()
     if mask is not None:
-        check_tensor(mask, "mask", (k,) if mask.ndim == 1 else (n, k), kind="bool", like=logits)
-        mask = mask.expand(n, k)
+        mask = _rows_of_mask(mask, (n, k), logits).expand(n, k)
         if not torch.compiler.is_compiling():
             _check_mask(mask, target, decoupled)
     if positive_weight is not None:
@@ -106,9 +111,11 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _features(normalize: bool, *xs: Tensor) -> list[Tensor]:
-    "In at least float32, and of unit norm if asked for."
-    xs = [at_least_float32(x) for x in xs]
-    return [_unit(x) for x in xs] if normalize else xs
+    "In one dtype, at least float32, and of unit norm if asked for."
+    dtype = torch.float32
+    for x in xs:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return [_unit(x.to(dtype)) if normalize else x.to(dtype) for x in xs]
 
 
 def _check_temperature(temperature, like: Tensor | None = None):
@@ -148,9 +155,7 @@ def _pair_mask(mask, n: int, like: Tensor) -> tuple[Tensor | None, Tensor | None
     "Which rows are real (n,), and which candidates a row has (n, n), from a mask of either shape."
     if mask is None:
         return None, None
-    shape = (n,) if isinstance(mask, Tensor) and mask.ndim == 1 else (n, n)
-    check_tensor(mask, "mask", shape, kind="bool", like=like)
-    if mask.ndim == 2:
+    if _rows_of_mask(mask, (n, n), like).ndim == 2:
         return None, mask
     return mask, mask | torch.eye(n, dtype=torch.bool, device=mask.device)
 
@@ -224,10 +229,8 @@ def info_nce_loss(
     each = isinstance(negative_keys, Tensor) and negative_keys.ndim == 3
     shape = (n, "M", d) if each else ("M", d)
     check_tensor(negative_keys, "negative_keys", shape, kind="float", like=query)
-    m = negative_keys.shape[-2]
     if mask is not None:
-        shape = (m,) if isinstance(mask, Tensor) and mask.ndim == 1 else (n, m)
-        check_tensor(mask, "mask", shape, kind="bool", like=query)
+        _rows_of_mask(mask, (n, negative_keys.shape[-2]), query)
     with _exact(query):
         features = _features(normalize, query, positive_key, negative_keys)
         logits, mask = _explicit(*features, temperature, mask)
