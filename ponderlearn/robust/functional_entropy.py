@@ -330,7 +330,7 @@ def modality_information(
     f, logits = _change(model, inputs, noisy, direction, graph)
     check(f.requires_grad, "model", "depend on its inputs", "logits without a gradient")
     how = dict(create_graph=graph, allow_unused=True, materialize_grads=True)
-    grads = torch.autograd.grad(f.sum(), noisy, **how)
+    grads = torch.autograd.grad(f, noisy, torch.ones_like(f), **how)  # of the sum over rows
     units = sigma if weight_by_scale else [1.0] * len(noisy)
     pairs = zip(grads, units, strict=True)
     squares = [(at_least_float32(g) * u).flatten(1).square().sum(1) for g, u in pairs]
