@@ -916,6 +916,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                                              'ponderlearn/robust/functional_entropy.py'),
                                                        'ponderlearn.robust.functional_entropy._check_modalities': ( 'nbs/06_robust/functional_entropy.html#_check_modalities',
                                                                                                                     'ponderlearn/robust/functional_entropy.py'),
+                                                       'ponderlearn.robust.functional_entropy._check_positive': ( 'nbs/06_robust/functional_entropy.html#_check_positive',
+                                                                                                                  'ponderlearn/robust/functional_entropy.py'),
                                                        'ponderlearn.robust.functional_entropy._check_scale': ( 'nbs/06_robust/functional_entropy.html#_check_scale',
                                                                                                                'ponderlearn/robust/functional_entropy.py'),
                                                        'ponderlearn.robust.functional_entropy._deviations': ( 'nbs/06_robust/functional_entropy.html#_deviations',

@@ -45,13 +45,18 @@ def _weights(weights: Tensor | None, f: Tensor, dim: int) -> Tensor:
     return w / total
 
 
-def _samples(f, dim, low: bool = True) -> tuple[Tensor, int]:
-    "The values in at least float32 and the axis of the samples, both checked."
+def _samples(f, weights, dim) -> tuple[Tensor, Tensor, int]:
+    "The values in at least float32, their weights and the axis of the samples, all checked."
     check_tensor(f, "f", kind="float", nonempty=True)
     check(f.ndim > 0, "f", "have an axis of samples", f)
     dim = check_int(dim, "dim", low=-f.ndim, high=f.ndim - 1)
-    check(not (low and bool((f < 0).any())), "f", "be non-negative", "a negative value")
-    return at_least_float32(f), dim
+    f = at_least_float32(f)
+    return f, _weights(weights, f, dim), dim
+
+
+def _check_positive(f) -> None:
+    "ValueError for a negative value."
+    check(not bool((f < 0).any()), "f", "be non-negative", "a negative value")
 
 # %% ../../nbs/06_robust/04_functional_entropy.ipynb #ccadc86c
 def functional_entropy(
@@ -66,11 +71,12 @@ def functional_entropy(
 
     >>> functional_entropy(torch.tensor([1.0, 2.0, 4.0]))
     tensor(0.3335)"""
-    f, dim = _samples(f, dim)
-    w = _weights(weights, f, dim)
+    f, w, dim = _samples(f, weights, dim)
+    _check_positive(f)
     mean = (w * f).sum(dim, keepdim=True)
-    ratio = f / torch.where(mean > 0, mean, 1)
-    return (w * (torch.xlogy(f, ratio) - f + mean)).sum(dim)  # (fe-entropy)
+    r = (f - mean) / torch.where(mean > 0, mean, 1)
+    each = mean * (torch.special.xlog1py(1 + r, r) - r)  # f log(f / mean) - f + mean
+    return (w * each).sum(dim)  # (fe-entropy)
 
 # %% ../../nbs/06_robust/04_functional_entropy.ipynb #68926b31
 def functional_variance(
@@ -84,8 +90,7 @@ def functional_variance(
 
     >>> functional_variance(torch.tensor([1.0, 2.0, 4.0]))
     tensor(1.5556)"""
-    f, dim = _samples(f, dim, low=False)
-    w = _weights(weights, f, dim)
+    f, w, dim = _samples(f, weights, dim)
     mean = (w * f).sum(dim, keepdim=True)
     return (w * (f - mean).square()).sum(dim)  # (fe-variance)
 
@@ -117,15 +122,15 @@ def functional_fisher_information(
 
     >>> functional_fisher_information(torch.tensor([1.0, 2.0]), torch.tensor([[1.0], [2.0]]))
     tensor(1.5000)"""
-    f, dim = _samples(f, dim)
+    f, w, dim = _samples(f, weights, dim)
     eps = check_number(eps, "eps", low=0)
-    square = _squared_norm(grad, scale)
     check_tensor(grad, "grad", like=f)
+    square = _squared_norm(grad, scale)
     wanted = f"have shape f.shape + (d,) with f.shape = {tuple(f.shape)}"
     check(square.shape == f.shape, "grad", wanted, grad)
+    _check_positive(f)
     none = (square == 0) & (f + eps == 0)
-    ratio = square / torch.where(none, 1, f + eps)
-    return (_weights(weights, f, dim) * ratio).sum(dim)  # (fe-fisher)
+    return (w * square / torch.where(none, 1, f + eps)).sum(dim)  # (fe-fisher)
 
 # %% ../../nbs/06_robust/04_functional_entropy.ipynb #9ab28278
 def log_sobolev_bound(
@@ -318,8 +323,8 @@ def modality_information(
     model returns.
 
     >>> def model(a, b): return a @ torch.eye(5)[:, :2] + 0 * b[:, :2]
-    >>> modality_information(model, [torch.randn(8, 5), torch.randn(8, 3)]).info[1]
-    tensor(0.)"""
+    >>> modality_information(model, [torch.randn(8, 5), torch.randn(8, 3)]).info[1].item()
+    0.0"""
     check_callable(model, "model", "model(*inputs) -> logits")
     check_choice(reduction, "reduction", ("mean", "none"))
     check_bool(create_graph=create_graph)
