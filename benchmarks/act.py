@@ -157,10 +157,10 @@ def without_a_look(repeats: int) -> dict:
 def beside_fixed(n: int, repeats: int) -> dict:
     "One training update of the chapter's parity network: ACT beside `n` updates for every input."
     torch.manual_seed(0)
-    layer = ACTCell.make(nn.RNNCell, 5, HIDDEN, halting_bias=-0.3, max_steps=20)
+    layer = ACTCell.make(nn.RNNCell, 8, HIDDEN, halting_bias=-0.3, max_steps=20)
     nn.init.normal_(layer.halting.weight, std=0.5)
     act, fixed = ACTRNN(layer), ACTRNN(RepeatCell(layer.cell, n))
-    x = torch.randint(-1, 2, (128, 1, 5)).float()
+    x = torch.randint(-1, 2, (128, 1, 8)).float()
 
     def run_act():
         output, final = act(x)

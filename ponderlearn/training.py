@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seeded', 'progress', 'save_checkpoint', 'load_checkpoint', 'History', 'fit', 'sweep', 'rows_of', 'curves',
-           'noisy_network', 'fit_noisy', 'label_noise_errors']
+           'noisy_network', 'fit_noisy', 'label_noise_errors', 'stopped_early', 'without_suspects']
 
 # %% ../nbs/00_foundations/08_training.ipynb #74e46d06
 import dis
@@ -847,3 +847,73 @@ def label_noise_errors(
 
     grid = {"remedy": list(remedies), "rate": rates}
     return sweep(run, seeds, grid, n_jobs=n_jobs, bar=False)
+
+# %% ../nbs/00_foundations/08_training.ipynb #d6024fd1
+def _start(task, seed: int, extra: int = 0) -> nn.Module:
+    "The standard network for a task, with `extra` classes; TypeError for what is no NoisyTask."
+    from ponderlearn.data import NoisyTask  # see fit_noisy
+
+    check(isinstance(task, NoisyTask), "task", "be a NoisyTask", task, TypeError)
+    n_classes = int(task.clean_labels.max()) + 1
+    with task.x.device:
+        return noisy_network(task.x.shape[1], n_classes + extra, seed=seed)
+
+
+def stopped_early(
+    task,  # a `data.NoisyTask`
+    seed: int,  # of first weights and batches
+    epochs: int = 40,  # of the training
+) -> nn.Module:
+    "The network at its best accuracy on the noisy validation labels; errors as `fit_noisy`."
+    model, kept, best = _start(task, seed), {}, -1.0
+
+    def evaluate(model, step):
+        nonlocal kept, best
+        with torch.no_grad():
+            right = model(task.valid_x).argmax(1) == task.valid_labels
+        now = right.double().mean().item()
+        if now > best:
+            kept, best = {k: v.clone() for k, v in model.state_dict().items()}, now
+        return {"right": now}
+
+    fit_noisy(model, task.x, task.labels, seed=seed, epochs=epochs, evaluate=evaluate)
+    model.load_state_dict(kept)
+    return model
+
+# %% ../nbs/00_foundations/08_training.ipynb #d6024fd2
+def _areas(task, seed: int, chosen: Tensor, epochs: int) -> Tensor:
+    "AUM of each sample while the `chosen` ones carry a class of their own."
+    from ponderlearn.robust.aum import AUM, with_threshold_labels
+
+    model = _start(task, seed, extra=1)
+    labels = with_threshold_labels(task.labels, chosen, model[-1].out_features - 1)
+    with task.x.device:
+        record = AUM(len(labels))
+
+    def loss_fn(model, batch):
+        logits = model(batch[0])
+        record.update(logits, batch[1], batch[2])
+        return F.cross_entropy(logits, batch[1])
+
+    how = dict(drops=(), loss_fn=loss_fn, evaluate=lambda model, step: record.end_epoch() or {})
+    fit_noisy(model, task.x, labels, seed=seed, epochs=epochs, **how)
+    return record.compute()
+
+
+def without_suspects(
+    task,  # a `data.NoisyTask`
+    seed: int,  # of threshold samples, first weights and batches
+    epochs: int = 40,  # of the training
+    aum_epochs: int = 12,  # of each of the two runs that look for wrong labels, at least 2
+) -> nn.Module:
+    "The network trained on the labels that AUM does not flag; errors as `fit_noisy`."
+    from ponderlearn.robust.aum import aum_threshold, mislabeled_mask, threshold_samples
+
+    model, aum_epochs = _start(task, seed), check_int(aum_epochs, "aum_epochs", low=2)
+    n = len(task.x), model[-1].out_features
+    sets = [chosen.to(task.x.device) for chosen in threshold_samples(*n, generator=seeded(seed))]
+    areas = [_areas(task, seed + 1000 * i, chosen, aum_epochs) for i, chosen in enumerate(sets)]
+    cuts = [aum_threshold(*run) for run in zip(areas, sets, strict=True)]
+    keep = ~mislabeled_mask(areas, cuts, sets)
+    fit_noisy(model, task.x[keep], task.labels[keep], seed=seed, epochs=epochs)
+    return model

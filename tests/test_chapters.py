@@ -296,6 +296,14 @@ def test_every_picture_has_a_text(path):
 
 
 @every
+def test_a_caption_stands_under_one_output(path):
+    "The page puts a cell's caption under each picture and table that the cell shows."
+    for cell in code(read(path)):
+        if "fig-cap" in cell["source"]:
+            assert sum("data" in o for o in cell["outputs"]) <= 1, cell["source"][:80]
+
+
+@every
 def test_frames_keep_their_budget(path):
     html = widget_html(read(path))
     images = Images("".join(html)).found

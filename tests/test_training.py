@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ponderlearn.data import noisy_digits
 from ponderlearn.training import (
     History,
     _known,
@@ -39,7 +40,9 @@ from ponderlearn.training import (
     rows_of,
     save_checkpoint,
     seeded,
+    stopped_early,
     sweep,
+    without_suspects,
 )
 
 
@@ -932,3 +935,23 @@ def test_label_noise_errors():
     assert rows_of(frame, remedy="b", rate=0.5).flipped.between(0.4, 0.6).all()
     with pytest.raises(TypeError, match=r"^remedies\['a'\] must be callable as remedy"):
         label_noise_errors({"a": 3})
+
+
+def test_remedies():
+    task, seen = noisy_digits(0.4, seed=100), []
+
+    def right(model):
+        return (model(task.valid_x).argmax(1) == task.valid_labels).double().mean().item()
+
+    def evaluate(model, step):
+        seen.append(right(model))
+        return {}
+
+    model = noisy_network(64, 10, seed=1)
+    fit_noisy(model, task.x, task.labels, seed=1, epochs=20, evaluate=evaluate)
+    assert right(stopped_early(task, 1, epochs=20)) == max(seen) > right(model)
+    kept, whole = (
+        (m(task.test_x).argmax(1) != task.test_labels).double().mean()
+        for m in (without_suspects(task, 1, epochs=20), model)
+    )
+    assert kept < whole - 0.1  # 0.07 and 0.29 were measured

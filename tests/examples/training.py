@@ -126,6 +126,12 @@ EXAMPLES = {
         training.noisy_network, input_size=2, output_size=3, seed=ok(1, 0)
     ),
     "fit_noisy": fit_noisy,
+    "stopped_early": lambda: Call(
+        training.stopped_early, task=noisy_digits(0.4), seed=ok(3, 0, 1), epochs=1
+    ),
+    "without_suspects": lambda: Call(
+        training.without_suspects, task=noisy_digits(0.4), seed=ok(3, 0, 1), epochs=1, aum_epochs=2
+    ),
     "label_noise_errors": lambda: Call(
         training.label_noise_errors,
         remedies={"constant": constant},
