@@ -123,6 +123,31 @@ def test_by_hand():
     assert ratio.item() == pytest.approx(1, abs=1e-3)
 
 
+def test_weights_lie_along_the_samples():
+    "By hand along each axis; weights that would broadcast over another axis are refused."
+    f, w = (
+        torch.rand(3, 3, generator=generator(), dtype=torch.float64),
+        torch.tensor([0.8, 0.1, 0.1]),
+    )
+    w, grad = w.double(), torch.rand(3, 3, 2, generator=generator(), dtype=torch.float64)
+    mean = (w[:, None] * f).sum(0)
+    want = (w[:, None] * f * f.log()).sum(0) - mean * mean.log()
+    torch.testing.assert_close(functional_entropy(f, w[:, None], 0), want)
+    torch.testing.assert_close(functional_entropy(f.T, w), want)
+    torch.testing.assert_close(functional_variance(f, w[:, None], 0), (w @ f**2) - mean**2)
+    for call in (
+        lambda weights, dim: functional_entropy(f, weights, dim),
+        lambda weights, dim: functional_variance(f, weights, dim),
+        lambda weights, dim: functional_fisher_information(f, grad, 1.0, weights, dim),
+        lambda weights, dim: log_sobolev_bound(f, grad, 1.0, weights, dim),
+        lambda weights, dim: poincare_bound(grad, 1.0, weights, dim),
+    ):
+        call(w, -1), call(w[:, None], 0)
+        for weights, dim in ((w, 0), (w[:, None], 1), (w[None], -2)):
+            with pytest.raises(ValueError, match=f"^weights must fit .* vary along dim {dim}"):
+                call(weights, dim)
+
+
 def test_tensorization():
     table = torch.tensor([[1.0, 2], [3, 8]], dtype=torch.float64)
     parts = [functional_entropy(table, dim=dim).mean().item() for dim in (0, 1)]
@@ -349,7 +374,7 @@ def test_forms_by_hand():
 def test_balance(m, seed, c):
     info = torch.rand(m, 3, generator=generator(seed), dtype=torch.float64) + 0.01
     found = information_penalty(info, form="balance")
-    assert found.shape == (3,) and (found >= -1e-12).all()
+    assert found.shape == (3,) and (found >= -1e-11).all()  # eps is 1e-12 a modality
     torch.testing.assert_close(information_penalty(c * info, form="balance"), found)
     equal = information_penalty(torch.full((m,), c), form="balance")
     assert equal.abs() < 1e-5
@@ -357,12 +382,37 @@ def test_balance(m, seed, c):
     torch.testing.assert_close(scaled * c, information_penalty(info), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_balance_is_free_of_the_scale(dtype):
+    "At any size of the information, and without information it is large, not balanced."
+    info = torch.tensor([1.0, 9.0], dtype=dtype)
+    want = torch.tensor(-math.log(0.2 * 1.8), dtype=dtype)
+    for c in (1e-20, 1e-12, 1e-9, 1.0, 1e6):
+        torch.testing.assert_close(information_penalty(c * info, form="balance"), want)
+    nothing = information_penalty(torch.zeros(2, dtype=dtype), form="balance")
+    assert nothing.item() == pytest.approx(2 * math.log(1e12), rel=1e-6)
+
+
+def test_balance_of_little_noise():
+    "Information goes with the fourth power of the noise; shares and penalty settle."
+    net, x = smooth(), [numbers(6, 3), 2 * numbers(6, 4, seed=1)]
+    found = []
+    for scale in (0.01, 0.001):
+        how = dict(scale=[scale, 5 * scale], create_graph=False, generator=generator())
+        info = modality_information(net, x, 50, **how).info
+        share = information_share(info)
+        found.append(information_penalty(info, form="balance").item())
+        assert found[-1] == pytest.approx(-(2 * share).log().sum().item(), abs=1e-9)
+    assert found[0] > 0.5 and found[1] == pytest.approx(found[0], rel=0.05)
+
+
 def test_penalty_of_nothing_is_finite():
     for form in ("sum_inverse", "norm", "inverse_sum", "balance"):
-        info = torch.tensor([0.0, 1.0], requires_grad=True)
-        found = information_penalty(info, form=form)
-        found.backward()
-        assert found.isfinite() and info.grad.isfinite().all()
+        for values in ([0.0, 1.0], [0.0, 0.0]):
+            info = torch.tensor(values, requires_grad=True)
+            found = information_penalty(info, form=form)
+            found.backward()
+            assert found.isfinite() and info.grad.isfinite().all()
     assert information_share(torch.zeros(2)).isnan().all()
 
 
@@ -452,6 +502,16 @@ def test_regularizer():
             lambda: modality_information(lambda a: a[:2], [torch.ones(2, 3)], 2),
             ValueError,
             "what model returns must have 4 rows",
+        ),
+        (
+            lambda: modality_information(lambda a: a[:, :1], [torch.ones(2, 3)]),
+            ValueError,
+            "what model returns must have at least 2 classes",
+        ),
+        (
+            lambda: output_cross_entropy(torch.ones(2, 1), torch.ones(2, 1)),
+            ValueError,
+            "clean_logits must have at least 2 classes",
         ),
         (
             lambda: modality_information(lambda a: torch.ones(len(a), 2), [torch.ones(2, 3)]),

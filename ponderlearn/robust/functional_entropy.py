@@ -37,7 +37,10 @@ def _weights(weights: Tensor | None, f: Tensor, dim: int) -> Tensor:
     check_tensor(weights, "weights", kind="float", like=f)
     sizes = zip(reversed(weights.shape), reversed(f.shape), strict=False)
     fits = weights.ndim <= f.ndim and all(size in (1, full) for size, full in sizes)
-    check(fits, "weights", f"fit the shape {tuple(f.shape)}", weights)
+    axis = dim % f.ndim - (f.ndim - weights.ndim)  # that of the samples in the weights
+    along = axis >= 0 and weights.shape[axis] == f.shape[dim]
+    wanted = f"fit the shape {tuple(f.shape)} and vary along dim {dim}"
+    check(fits and along, "weights", wanted, weights)
     w = at_least_float32(weights).expand(f.shape)
     total = w.sum(dim, keepdim=True)
     ok = bool((w >= 0).all() and (total > 0).all())
@@ -61,7 +64,7 @@ def _check_positive(f) -> None:
 # %% ../../nbs/06_robust/04_functional_entropy.ipynb #ccadc86c
 def functional_entropy(
     f: Tensor,  # float, not negative: the function at samples or nodes
-    weights: Tensor | None = None,  # their weights, of a shape that fits f; None: equal
+    weights: Tensor | None = None,  # theirs; fit f and its samples' axis; None: equal
     dim: int = -1,  # axis of the samples
 ) -> Tensor:
     """Functional entropy, the shape of `f` without `dim` (fe-entropy).
@@ -167,6 +170,7 @@ def poincare_bound(
 
 # %% ../../nbs/06_robust/04_functional_entropy.ipynb #49da8b03
 _DIRECTIONS = ("clean_to_perturbed", "perturbed_to_clean")
+_TWO = "have at least 2 classes (one logit z: stack 0 and z)"
 
 
 def output_cross_entropy(
@@ -177,13 +181,14 @@ def output_cross_entropy(
 ) -> Tensor:
     """How far the answer moved: cross-entropy of the two class distributions, (N,) (fe-change).
 
-    Half precision is computed in float32. ValueError for shapes that do not fit or an unknown
-    direction, TypeError for dtypes. Looks at no values.
+    Half precision is computed in float32. ValueError for shapes that do not fit, a single class or an
+    unknown direction, TypeError for dtypes. Looks at no values.
 
     >>> output_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
     tensor([0.8133])"""
     check_choice(direction, "direction", _DIRECTIONS)
     check_tensor(clean_logits, "clean_logits", ("N", "C"), kind="float")
+    check(clean_logits.shape[1] > 1, "clean_logits", _TWO, clean_logits)
     shape = tuple(clean_logits.shape)
     check_tensor(perturbed_logits, "perturbed_logits", shape, kind="float", like=clean_logits)
     p, q = (at_least_float32(z).log_softmax(1) for z in (clean_logits, perturbed_logits))
@@ -295,6 +300,7 @@ def _change(model, inputs, noisy, direction, graph) -> tuple[Tensor, Tensor]:
     b, n = len(inputs[0]), len(noisy[0])
     logits = model(*inputs)
     check_returns(logits, "model", rows=b, shape=("B", "C"), kind="float", like=inputs[0])
+    check(logits.shape[1] > 1, "what model returns", _TWO, logits)
     with torch.enable_grad():
         moved = model(*noisy)
         check_returns(moved, "model", rows=n, shape=("N", "C"), kind="float", like=inputs[0])
@@ -319,7 +325,8 @@ def modality_information(
     """Information of all modalities by one gradient (fe-information), with the clean logits.
 
     The `.grad` of parameters is not touched; a modality that the model ignores has information 0.
-    Half precision is computed in float32. Errors as `perturb`; ValueError or TypeError for what the
+    Half precision is computed in float32. Measure in eval mode: in training mode dropout adds
+    noise of its own, and BatchNorm's statistics take in the noisy rows. Errors as `perturb`; ValueError or TypeError for what the
     model returns.
 
     >>> def model(a, b): return a @ torch.eye(5)[:, :2] + 0 * b[:, :2]
@@ -365,7 +372,7 @@ def information_penalty(
     info: Tensor,  # float (M, ...), not negative: the information of each modality
     *,
     form: str = "sum_inverse",  # the paper's; "norm", "inverse_sum"; or "balance", which is ours
-    eps: float = 1e-12,  # added to each information
+    eps: float = 1e-12,  # added to each information; for "balance" to each M times share
 ) -> Tensor:
     """A penalty that is small where every modality is used, (...) (fe-penalty, fe-balance).
 
@@ -378,14 +385,17 @@ def information_penalty(
     eps = check_number(eps, "eps", low=0)
     check_tensor(info, "info", kind="float", nonempty=True)
     check(info.ndim > 0, "info", "have an axis of modalities", info)
-    info = at_least_float32(info) + eps
+    info = at_least_float32(info)
+    if form == "balance":
+        mean = info.mean(0)
+        relative = info / torch.where(mean > 0, mean, 1)  # M times the share
+        return -(relative + eps).log().sum(0)  # (fe-balance)
+    info = info + eps
     if form == "sum_inverse":
         return (1 / info).sum(0)  # (fe-penalty)
     if form == "norm":
         return info.pow(-2).sum(0).sqrt()
-    if form == "inverse_sum":
-        return 1 / info.sum(0)
-    return -(info / info.mean(0)).log().sum(0)  # (fe-balance)
+    return 1 / info.sum(0)
 
 # %% ../../nbs/06_robust/04_functional_entropy.ipynb #b2d367e6
 class Regularized(NamedTuple):
