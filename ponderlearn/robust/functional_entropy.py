@@ -181,8 +181,8 @@ def output_cross_entropy(
 ) -> Tensor:
     """How far the answer moved: cross-entropy of the two class distributions, (N,) (fe-change).
 
-    Half precision is computed in float32. ValueError for shapes that do not fit, a single class or an
-    unknown direction, TypeError for dtypes. Looks at no values.
+    Half precision is computed in float32. ValueError for shapes that do not fit, a single class or
+    an unknown direction, TypeError for dtypes. Looks at no values.
 
     >>> output_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
     tensor([0.8133])"""
@@ -326,8 +326,8 @@ def modality_information(
 
     The `.grad` of parameters is not touched; a modality that the model ignores has information 0.
     Half precision is computed in float32. Measure in eval mode: in training mode dropout adds
-    noise of its own, and BatchNorm's statistics take in the noisy rows. Errors as `perturb`; ValueError or TypeError for what the
-    model returns.
+    noise of its own, and BatchNorm's statistics take in the noisy rows. Errors as `perturb`;
+    ValueError or TypeError for what the model returns.
 
     >>> def model(a, b): return a @ torch.eye(5)[:, :2] + 0 * b[:, :2]
     >>> modality_information(model, [torch.randn(8, 5), torch.randn(8, 3)]).info[1].item()
