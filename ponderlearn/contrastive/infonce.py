@@ -129,6 +129,8 @@ def _check_temperature(temperature, like: Tensor | None = None):
     "A number over 0, or a scalar tensor that may be learned."
     if isinstance(temperature, Tensor):
         return check_tensor(temperature, "temperature", (), kind="float", like=like)
+    if isinstance(temperature, float) and 0 < temperature < math.inf:
+        return temperature  # at once: this is asked at each call
     return check_number(temperature, "temperature", low=0, open_low=True)
 
 
@@ -521,7 +523,7 @@ def ema_update_(
 # %% ../../nbs/03_contrastive/00_infonce.ipynb #28235530
 #| code-fold: true
 def mi_lower_bound(
-    scores: Tensor,  # (K, K): a critic's score of each pair; the pairs of the diagonal belong together
+    scores: Tensor,  # (K, K): a critic's scores; the pairs of the diagonal belong together
 ) -> Tensor:
     """A lower bound in nats on the mutual information of the two sides: log K - loss (nce-bound).
 
