@@ -379,6 +379,14 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert info_nce_loss(z1, z2.double()).dtype == D
 
 
+def test_on_a_device_without_autocast():
+    z1, z2 = torch.empty(2, 4, 3, device="meta")
+    mask = torch.ones(4, dtype=torch.bool, device="meta")
+    losses = [nt_xent_loss(z1, z2, mask=mask, chunk_size=c) for c in (None, 2)]
+    losses += [info_nce_loss(z1, z2), info_nce_loss(z1, z2, z2)]
+    assert all(loss.is_meta and loss.shape == () for loss in losses)
+
+
 # ---- derivatives, compiler, vmap ----
 
 

@@ -6,9 +6,10 @@
 __all__ = ['info_nce_from_logits', 'contrastive_logits', 'info_nce_loss', 'nt_xent_loss', 'InfoNCELoss', 'NTXentLoss',
            'NegativeQueue', 'ema_update_', 'mi_lower_bound']
 
-# %% ../../nbs/03_contrastive/00_infonce.ipynb #d2a91448
+# %% ../../nbs/03_contrastive/00_infonce.ipynb #2e68658e
 #| code-fold: true
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,9 @@ def info_nce_from_logits(
 #| code-fold: true
 def _exact(x: Tensor):
     "No autocast: scores are divided by small temperatures and stay in float32 or better."
-    return torch.autocast(x.device.type, enabled=False)
+    where = x.device.type
+    known = torch.amp.is_autocast_available(where)
+    return torch.autocast(where, enabled=False) if known else nullcontext()
 
 
 def _unit(x: Tensor) -> Tensor:
