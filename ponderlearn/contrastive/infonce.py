@@ -292,8 +292,8 @@ def nt_xent_loss(
     """SimCLR's loss: each of the 2B features looks for its partner among all others (nce-ntxent).
 
     Rows that the mask leaves out are neither anchors nor candidates, count 0, and are not read.
-    With `chunk_size` memory grows with B and not with its square, and from about B = 256 on it is
-    faster; the gradients are exact; it has no rule for torch.vmap. At least float32. ValueError for
+    With `chunk_size` memory grows with B and not with its square, gradients are exact, and from
+    about B = 1000 on it is faster; it has no rule for torch.vmap. At least float32. ValueError for
     shapes, devices, a temperature <= 0, and fewer than 2 (real) rows in the decoupled form;
     TypeError for dtypes.
 
