@@ -97,7 +97,7 @@ def measure(name: str, make, n: int, share: float, dtype, peers=PEERS) -> dict:
     what += f"{str(dtype).removeprefix('torch.')}, {ours.n_iter} iterations"
     found = {}
     for peer, f in peers.items():
-        fastest = min((seconds for _, seconds in found.values()), default=3.0)
+        fastest = min((seconds for _, seconds in found.values()), default=10.0)
         if (needed := fewest(f, problem, tol, 3 * fastest)) is not None:
             found[peer] = needed
     print(what, found, flush=True)
