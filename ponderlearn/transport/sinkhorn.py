@@ -10,7 +10,6 @@ __all__ = ['exact_plan', 'SinkhornResult', 'sinkhorn', 'SinkhornDivergence', 'si
 #| code-fold: true
 import math
 import warnings
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from ponderlearn._check import (
     check_tensor,
     need,
 )
-from .._nested import at_least_float32
+from .._nested import at_least_float32, no_autocast
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #08d4650d
 #| code-fold: true
@@ -72,13 +71,6 @@ def _common_axes(*tensors: tuple[str, Tensor]) -> torch.Size:
         except RuntimeError:
             check(False, name, f"have leading axes that fit {tuple(shape)}", f"{tuple(x.shape)}")
     return shape
-
-
-def _exact(x: Tensor):
-    "No autocast: products of matrices stay in the dtype of their factors."
-    where = x.device.type
-    known = torch.amp.is_autocast_available(where)
-    return torch.autocast(where, enabled=False) if known else nullcontext()
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #431e0582
 #| code-fold: true
@@ -381,7 +373,7 @@ def _transport(
         shape = size if lead.numel() == 1 else (-1, *size)
         return None if x is None else x.expand(*lead, *size).reshape(shape)
 
-    with _exact(cost), torch.set_grad_enabled(grad == "unroll" and torch.is_grad_enabled()):
+    with no_autocast(cost), torch.set_grad_enabled(grad == "unroll" and torch.is_grad_enabled()):
         problem = flat(cost, n, m), flat(a, n), flat(b, m)
         f, g, before = _start(*problem, flat(f, n), flat(g, m), epsilon, epsilon_scaling, symmetric)
         solve = _unrolled if grad == "unroll" else _solve
@@ -521,7 +513,7 @@ def point_cost(
     center = y.mean(-2, keepdim=True)
     x, y = x - center, y - center
     squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    with _exact(x):
+    with no_autocast(x):
         return (squares - 2 * x @ y.mT).clamp(min=0)
 
 
