@@ -1119,6 +1119,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                       'ponderlearn.training.sweep': ('nbs/00_foundations/training.html#sweep', 'ponderlearn/training.py'),
                                       'ponderlearn.training.without_suspects': ( 'nbs/00_foundations/training.html#without_suspects',
                                                                                  'ponderlearn/training.py')},
+            'ponderlearn.transport.otdd': { 'ponderlearn.transport.otdd.soft_weights': ( 'nbs/08_transport/otdd.html#soft_weights',
+                                                                                         'ponderlearn/transport/otdd.py')},
             'ponderlearn.viz': { 'ponderlearn.viz._Frames': ('nbs/00_foundations/viz.html#_frames', 'ponderlearn/viz.py'),
                                  'ponderlearn.viz._Frames._repr_mimebundle_': ( 'nbs/00_foundations/viz.html#_frames._repr_mimebundle_',
                                                                                 'ponderlearn/viz.py'),
