@@ -345,6 +345,7 @@ def test_class_mass():
         assert found[i, j].item() == pytest.approx(plan[y1 == c][:, y2 == k].sum().item())
 
 
+@pytest.mark.slow
 def test_a_shift_is_undone_by_descent():
     "Learning: gradient descent on the features brings a set home, its labels too."
     x, y = labeled(20, 2, 2)
@@ -392,7 +393,7 @@ def test_singular_covariances(d):
     x, y = labeled(8, 4, 2)
     x = torch.cat([x, torch.zeros(8, d, dtype=torch.float64)], 1).requires_grad_()
     for method in METHODS:
-        found = otdd(x, y, x.detach() + 1, y, method=method, epsilon=1.0, **EXACT).squared
+        found = otdd(x, y, x.detach() + 1, y, method=method, epsilon=5.0, tol=1e-6).squared
         (slope,) = torch.autograd.grad(found, x)
         assert bool(found.isfinite()) and bool(slope.isfinite().all())
         mean = slope.sum(0)  # the gradient to a shift of the whole set

@@ -140,7 +140,7 @@ def label_moments(
     covs = A.square().sum(1) if diagonal else A.mT @ A
     return LabelMoments(c.classes, c.counts, c.means, covs)
 
-# %% ../../nbs/08_transport/02_otdd.ipynb #f6749b3b
+# %% ../../nbs/08_transport/02_otdd.ipynb #23c06aba
 #| code-fold: true
 def _root(cov: Tensor) -> tuple[Tensor, Tensor]:
     "Symmetric root and its pseudo-inverse, (..., d, d)."
@@ -186,6 +186,7 @@ def bures_squared(
     for cov, name in ((cov1, "cov1"), (cov2, "cov2")):
         check_tensor(cov, name, (..., "d", "d"), kind="float", nonempty=True, sizes=sizes)
         check_tensor(cov, name, like=cov1)
+    for cov, name in ((cov1, "cov1"), (cov2, "cov2")):
         check(bool(cov.isfinite().all()), name, "be finite", "infinity or NaN")
     _check_axes(cov1.shape[:-2], cov2.shape[:-2], "cov2")
     dtype = torch.promote_types(torch.promote_types(cov1.dtype, cov2.dtype), torch.float32)
@@ -334,7 +335,7 @@ def label_distances(
     W = _between(c1, c2, method, epsilon, unbiased)
     return LabelDistances((W + W.mT) / 2 if c1 is c2 else W, c1.classes, c2.classes)
 
-# %% ../../nbs/08_transport/02_otdd.ipynb #e7be2934
+# %% ../../nbs/08_transport/02_otdd.ipynb #8af80102
 #| code-fold: true
 def _index(y: Tensor, classes: Tensor, names: tuple[str, str]) -> Tensor:
     "Where each label stands in `classes`; ValueError for one that does not."
@@ -372,6 +373,7 @@ def dataset_cost(
         for x, y, names in ((x1, y1, ("x1", "y1", "")), (x2, y2, ("x2", "y2", "")))
     )
     check_tensor(x2, "x2", ("m", x1.shape[1]), like=x1)
+    check(x2.dtype == x1.dtype, "x2", "have the dtype of x1", x2, TypeError)
     sizes = {}
     for classes, name, size in ((classes1, "classes1", "C1"), (classes2, "classes2", "C2")):
         check_tensor(classes, name, (size,), kind="integer", sizes=sizes, like=x1)
