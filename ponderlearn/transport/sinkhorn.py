@@ -27,21 +27,33 @@ from ponderlearn._check import (
 )
 from .._nested import at_least_float32
 
-# %% ../../nbs/08_transport/00_sinkhorn.ipynb #312a163c
-def _rows(g: Tensor, b: Tensor, cost: Tensor) -> Tensor:
-    "The row potential (B, n) that makes the row sums right, in units of epsilon (sinkhorn-rows)."
-    return -torch.logsumexp((g + _log(b))[:, None, :] - cost, 2)
+# %% ../../nbs/08_transport/00_sinkhorn.ipynb #5e4ae237
+def _rows(g: Tensor, b: Tensor, cost: Tensor, epsilon: float) -> Tensor:
+    "The row potential (..., n) that makes the row sums of the plan right (sinkhorn-rows)."
+    terms = (g / epsilon + _log(b))[..., None, :] - cost / epsilon
+    return -epsilon * terms.logsumexp(-1)
 
 
-def _columns(f: Tensor, a: Tensor, cost: Tensor) -> Tensor:
-    "The column potential (B, m) that makes the column sums right (sinkhorn-columns)."
-    return -torch.logsumexp((f + _log(a))[:, :, None] - cost, 1)
+def _columns(f: Tensor, a: Tensor, cost: Tensor, epsilon: float) -> Tensor:
+    "The column potential (..., m) that makes the column sums right (sinkhorn-columns)."
+    terms = (f / epsilon + _log(a))[..., :, None] - cost / epsilon
+    return -epsilon * terms.logsumexp(-2)
 
 
 def _log(weights: Tensor) -> Tensor:
     "The logarithm; where a weight is zero, minus infinity with the gradient zero."
     used = weights > 0
     return torch.where(used, torch.where(used, weights, 1).log(), -torch.inf)
+
+# %% ../../nbs/08_transport/00_sinkhorn.ipynb #ecdb5ba0
+def _plan(cost: Tensor, f: Tensor, g: Tensor, a: Tensor, b: Tensor, epsilon: float) -> Tensor:
+    """The plan of two potentials, (..., n, m) (sinkhorn-plan). Entries below 5e-31 (float32), 1e-246
+    (float64) are zero: with them `exp` is 20 times as slow."""
+    rows, columns = f / epsilon + _log(a), g / epsilon + _log(b)
+    terms = torch.add(rows[..., :, None], cost, alpha=-1 / epsilon).add_(columns[..., None, :])
+    least = 0.8 * math.log(torch.finfo(cost.dtype).tiny)
+    plan = terms.clamp_(min=least).exp_()
+    return F.threshold(plan, 1.01 * math.exp(least), 0.0, inplace=not plan.requires_grad)
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #728292a9
 class SinkhornResult(NamedTuple):
@@ -63,8 +75,7 @@ class SinkhornResult(NamedTuple):
     @property
     def plan(self) -> Tensor:
         "Mass that goes from row i to column j, (*, n, m) (sinkhorn-plan)."
-        scaled = (self.f[..., :, None] + self.g[..., None, :] - self.cost) / self.epsilon
-        return self.a[..., :, None] * self.b[..., None, :] * scaled.exp()
+        return _plan(self.cost, self.f, self.g, self.a, self.b, self.epsilon)
 
     @property
     def transport_cost(self) -> Tensor:
@@ -72,108 +83,137 @@ class SinkhornResult(NamedTuple):
         plan = self.plan
         return (plan * self.cost.masked_fill(plan == 0, 0)).sum((-2, -1))
 
-# %% ../../nbs/08_transport/00_sinkhorn.ipynb #9384b2d4
-def _times(K: Tensor, x: Tensor) -> Tensor:
-    "K x for each of a batch: (B, n, m), (B, m) -> (B, n)."
-    return (K[0] @ x[0])[None] if len(K) == 1 else (x[:, None] @ K.mT)[:, 0]
+# %% ../../nbs/08_transport/00_sinkhorn.ipynb #2ffc8712
+def _times(P: Tensor, x: Tensor) -> Tensor:
+    "P x for one matrix, or for each of a batch: (B, n, m), (B, m) -> (B, n)."
+    return P @ x if P.ndim == 2 else (x[:, None] @ P.mT)[:, 0]
 
 
-def _kernel(cost: Tensor, f: Tensor, g: Tensor) -> Tensor:
-    "exp(f + g - cost), with zeros for what is too small to matter: tiny numbers are slow."
-    K = (f[:, :, None] - cost).add_(g[:, None, :]).exp_()
-    return F.threshold_(K, torch.finfo(K.dtype).tiny ** 0.8, 0.0)
-
-# %% ../../nbs/08_transport/00_sinkhorn.ipynb #62048836
-def _block(K, a, b, u, v, n: int, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _block(P, a, b, u, v, n: int, omega: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     "`n` iterations: u, v, and the last u as it is without overrelaxation (sinkhorn-scaling)."
-    plain = bool((omega == 1).all())
     for _ in range(n):
-        exact = 1 / _times(K.mT, a * u)
-        v = exact if plain else v * (exact / v) ** omega
-        exact = 1 / _times(K, b * v)
-        u = exact if plain else u * (exact / u) ** omega
-    return u, v, exact
+        right = b / _times(P.mT, u)
+        v = right if omega is None else _beyond(v, right, omega)
+        right = a / _times(P, v)
+        u = right if omega is None else _beyond(u, right, omega)
+    return u, v, right
 
 
-def _symmetric_block(K, a, b, u, v, n: int, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "`n` iterations between a distribution and itself: half of the way each (sinkhorn-self)."
-    for _ in range(n):
-        u = (u / _times(K, a * u)).sqrt()
-    return u, u, 1 / _times(K, a * u)
+def _beyond(old: Tensor, right: Tensor, omega: Tensor) -> Tensor:
+    "From `old` past `right`, in the logarithm (sinkhorn-overrelaxed)."
+    return torch.lerp(old.log(), right.log(), omega).exp()
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #66ad572f
-def _best_omega(error: Tensor, last: Tensor, omega: Tensor, n: int) -> Tensor:
-    "The overrelaxation (B, 1) that the last `n` iterations call for (sinkhorn-omega)."
-    rate = (error / last).clamp(min=1e-8)[:, None] ** (1 / n)
-    theta = ((rate + omega - 1) ** 2 / (rate * omega**2)).clamp(0, 0.999)
+def _best_omega(error: Tensor, last: Tensor, omega: Tensor | None, n: int) -> Tensor:
+    "The overrelaxation that the last `n` iterations call for (sinkhorn-omega)."
+    omega = 1.0 if omega is None else omega.squeeze(-1)
+    rate = (error / last).clamp(min=1e-8) ** (1 / n)
+    theta = ((rate + omega - 1) ** 2 / (rate * omega**2)).clamp(max=0.9999)
     best = torch.where(rate > omega - 1, 2 / (1 + (1 - theta).sqrt()), omega)
-    return torch.where(rate < 1, best, 1)
+    return torch.where(rate < 1, best, 1)[..., None]
 
-# %% ../../nbs/08_transport/00_sinkhorn.ipynb #dd736eb3
+# %% ../../nbs/08_transport/00_sinkhorn.ipynb #c5920fff
+def _symmetric_block(P, a, b, u, v, n: int, omega) -> tuple[Tensor, Tensor, Tensor]:
+    "`n` iterations between a distribution and itself: half of the way each (sinkhorn-self)."
+    for _ in range(n):
+        u = (u * a / _times(P, u)).sqrt()
+    return u, u, a / _times(P, u)
+
+# %% ../../nbs/08_transport/00_sinkhorn.ipynb #a9e77f4f
 #| code-fold: true
-def _solve(cost, a, b, f, g, *, max_iter, tol, check_every, overrelax, symmetric):
-    """Potentials (B, n), (B, m), iterations and error (B), in units of epsilon.
+def _error(P: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    "Sum of |column sums - b|, for a u that makes the row sums right."
+    return (v * _times(P.mT, u) - b).abs().sum(-1)
+
+
+def _solve(cost, a, b, f, g, epsilon, *, max_iter, tol, check_every, overrelax, symmetric):
+    """Potentials (..., n), (..., m), iterations and error (...), with at most one leading axis.
 
     A block of iterations that leaves the range of the numbers is thrown away: its start goes into
-    the potentials or, if it was there already, one iteration is made with logarithms."""
-    most = -0.2 * math.log(torch.finfo(cost.dtype).tiny)  # of |log u| and |log v|
+    the potentials or, if it was there already, one iteration is made with logarithms. Zero weights
+    count as next to nothing; what the plan holds below 1e-30 (float32) is left out."""
+    tiny = torch.finfo(cost.dtype).tiny
+    most = -0.5 * math.log(tiny)  # of log u + log v
+    a, b = (w.clamp(min=torch.finfo(cost.dtype).eps ** 2) for w in (a, b))
     block = _symmetric_block if symmetric else _block
-    n_iter, K, last, omega = 0, _kernel(cost, f, g), None, torch.ones_like(a[:, :1])
-    u, v, new = torch.ones_like(f), torch.ones_like(g), True
+    half = length = (check_every + 1) // 2
+    n_iter, since, last, omega, P = 0, 0, None, None, None
     while n_iter < max_iter:
-        n = min(check_every, max_iter - n_iter)
-        tried = block(K, a, b, u, v, n, omega)
-        size = torch.stack([x.log().abs().amax() for x in tried]).amax()
+        if P is None:
+            P = _plan(cost, f, g, a, b, epsilon)
+            u, v, new = torch.ones_like(f), torch.ones_like(g), True
+        n = min(length, max_iter - n_iter)
+        tried = block(P, a, b, u, v, n, omega)
+        logs = [x.log().amax(-1) for x in tried]
+        size = (torch.maximum(logs[0], logs[2]) + logs[1]).amax().item()
         if size < most:
-            (u, v, row), new, n_iter = tried, False, n_iter + n
+            (u, v, right), new, n_iter, since = tried, False, n_iter + n, since + n
             if tol > 0:
-                error = _error(K, a, b, row, v)
+                error = _error(P, b, right, v)
                 if bool((error <= tol).all()):
                     break
-                if overrelax and last is not None:
-                    omega = _best_omega(error, last, omega, n)
-                last = error
+                if since >= half:
+                    if overrelax and last is not None:
+                        omega = _best_omega(error, last, omega, since)
+                    last, since = error, 0
             if size < most / 2:
+                length = min(check_every, 2 * length) if size < most / 4 else length
                 continue
+        elif new and n > 1:
+            length = n // 2
+            continue
         if new:
-            f, g = _log_step(cost, a, b, f, g, symmetric)
-            n_iter, last, omega = n_iter + 1, None, torch.ones_like(omega)
+            f, g = _log_step(cost, a, b, f, g, epsilon, symmetric)
+            n_iter, since, last = n_iter + 1, 0, None
         else:
-            f, g = f + u.log(), g + v.log()
-        u, v, new, K = torch.ones_like(f), torch.ones_like(g), True, _kernel(cost, f, g)
-    row = 1 / _times(K, b * v)
-    return f + row.log(), g + v.log(), n_iter, _error(K, a, b, row, v)
-
-
-def _error(K: Tensor, a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    "Sum of |column sums - b| (B), for a u that makes the row sums right."
-    return (b * (v * _times(K.mT, a * u) - 1).abs()).sum(1)
+            f, g = f + epsilon * u.log(), g + epsilon * v.log()
+        P = None
+    if P is None:
+        return (
+            f,
+            g,
+            n_iter,
+            (b * ((g - _columns(f, a, cost, epsilon)) / epsilon).expm1().abs()).sum(-1),
+        )
+    right = a / _times(P, v)
+    return f + epsilon * right.log(), g + epsilon * v.log(), n_iter, _error(P, b, right, v)
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #3df83868
 #| code-fold: true
-def _log_step(cost, a, b, f, g, symmetric: bool) -> tuple[Tensor, Tensor]:
+def _log_step(cost, a, b, f, g, epsilon, symmetric: bool) -> tuple[Tensor, Tensor]:
     "One iteration with logarithms."
     if symmetric:
-        f = (f + _rows(f, b, cost)) / 2
+        f = (f + _rows(f, b, cost, epsilon)) / 2
         return f, f
-    g = _columns(f, a, cost)
-    return _rows(g, b, cost), g
+    g = _columns(f, a, cost, epsilon)
+    return _rows(g, b, cost, epsilon), g
 
 
-def _unrolled(cost, a, b, f, g, *, max_iter, tol, check_every, overrelax, symmetric):
+def _unrolled(cost, a, b, f, g, epsilon, *, max_iter, tol, check_every, overrelax, symmetric):
     "As `_solve`, with logarithms alone, so that gradients go through all iterations."
 
     @torch.no_grad()
     def distance(f, g):
-        return (b * ((g - _columns(f, a, cost)).exp() - 1).abs()).sum(1)
+        return (b * ((g - _columns(f, a, cost, epsilon)) / epsilon).expm1().abs()).sum(-1)
 
     for n_iter in range(1, max_iter + 1):
-        f, g = _log_step(cost, a, b, f, g, symmetric)
+        f, g = _log_step(cost, a, b, f, g, epsilon, symmetric)
         looks = tol > 0 and n_iter % check_every == 0
-        if looks and bool((distance(_rows(g, b, cost), g) <= tol).all()):
+        if looks and bool((distance(_rows(g, b, cost, epsilon), g) <= tol).all()):
             break
-    f = _rows(g, b, cost)
+    f = _rows(g, b, cost, epsilon)
     return f, g, n_iter, distance(f, g)
+
+# %% ../../nbs/08_transport/00_sinkhorn.ipynb #7cc9b4b5
+#| code-fold: true
+def _reach(cost, a, b, f, g, epsilon, name: str) -> tuple[Tensor, Tensor]:
+    """Potentials whose entries at weights of zero are those that the other side gives them.
+    ValueError for a row or column that has no finite cost to a positive weight."""
+    rows, columns = _rows(g, b, cost, epsilon), _columns(f, a, cost, epsilon)
+    joined = bool((rows < torch.inf).all() & (columns < torch.inf).all())
+    wanted = "have a finite entry in each row and column where the other weight is positive"
+    check(joined, name, wanted, "one that is cut off")
+    return torch.where(a > 0, f, rows), torch.where(b > 0, g, columns)
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #08d4650d
 #| code-fold: true
@@ -223,11 +263,11 @@ def _common_axes(**tensors: Tensor) -> torch.Size:
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #7b7d6811
 #| code-fold: true
 def _start(cost, a, b, f, g, epsilon: float, scaling: float | None, symmetric: bool):
-    """The cost, f and g in units of epsilon, and the iterations made at larger epsilons, from the
-    spread of the cost down by the factor `scaling`."""
+    """Potentials to start from and the iterations made for them: one each at epsilons from the
+    spread of the cost down, by the factor `scaling`."""
     if f is None:
-        f = cost.amin(2) / 2 if symmetric else torch.zeros_like(cost[:, :, 0])
-        g = f if symmetric else cost.amin(1)
+        f = cost.amin(-1) / 2 if symmetric else torch.zeros_like(cost[..., 0])
+        g = f if symmetric else cost.amin(-2)
     most = cost.detach().amax()
     if most == torch.inf:
         most = cost.detach().masked_fill(cost == torch.inf, -torch.inf).amax()
@@ -237,9 +277,9 @@ def _start(cost, a, b, f, g, epsilon: float, scaling: float | None, symmetric: b
         warnings.warn(words, RuntimeWarning, stacklevel=4)
     n_iter = 0
     while scaling is not None and level > epsilon:
-        f, g = _log_step(cost / level, a, b, f / level, g / level, symmetric)
-        f, g, level, n_iter = f * level, g * level, level * scaling, n_iter + 1
-    return cost / epsilon, f / epsilon, g / epsilon, n_iter
+        f, g = _log_step(cost, a, b, f, g, level, symmetric)
+        level, n_iter = level * scaling, n_iter + 1
+    return f, g, n_iter
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #c3816128
 #| code-fold: true
@@ -295,17 +335,19 @@ def _transport(
     _check_cost(cost, names[0])
 
     def flat(x, *size):
-        return None if x is None else x.expand(*lead, *size).reshape(-1, *size)
+        shape = size if lead.numel() == 1 else (-1, *size)
+        return None if x is None else x.expand(*lead, *size).reshape(shape)
 
     with torch.set_grad_enabled(grad == "unroll" and torch.is_grad_enabled()):
-        weights = flat(a, n), flat(b, m)
-        start = flat(cost, n, m), *weights, flat(f, n), flat(g, m)
-        scaled, f, g, before = _start(*start, epsilon, epsilon_scaling, symmetric)
+        problem = flat(cost, n, m), flat(a, n), flat(b, m)
+        f, g, before = _start(*problem, flat(f, n), flat(g, m), epsilon, epsilon_scaling, symmetric)
         solve = _unrolled if grad == "unroll" else _solve
-        f, g, n_iter, error = solve(scaled, *weights, f, g, **how)
-        f, g = epsilon * f.reshape(*lead, n), epsilon * g.reshape(*lead, m)
+        f, g, n_iter, error = solve(*problem, f, g, epsilon, **how)
+        if not bool((a > 0).all() & (b > 0).all()):
+            f, g = _reach(*problem, f, g, epsilon, names[0])
+        f, g, error = f.reshape(*lead, n), g.reshape(*lead, m), error.reshape(lead)
         shift = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
-        f, g, error = f - shift, g + shift, error.reshape(lead)
+        f, g = f - shift, g + shift
     if grad == "none":
         cost, a, b = cost.detach(), a.detach(), b.detach()
     facts = f, g, before + n_iter, error, error <= goal, cost, a, b, epsilon
@@ -485,5 +527,6 @@ def exact_plan(
     a, b = (_check_weights(w, *of) for w, *of in ((a, "a", n, cost), (b, "b", m, cost)))
     sums = [sparse.kron(sparse.eye(n), [[1] * m]), sparse.kron([[1] * n], sparse.eye(m))]
     target = torch.cat([a / a.sum(), b / b.sum()])[1:]  # the rest implies the first
-    found = optimize.linprog(cost.flatten(), A_eq=sparse.vstack(sums).tocsr()[1:], b_eq=target)
+    sums = sparse.vstack(sums).tocsr()[1:]
+    found = optimize.linprog(cost.flatten().numpy(), A_eq=sums, b_eq=target.numpy())
     return torch.as_tensor(found.x, device="cpu").reshape(n, m)
