@@ -86,10 +86,10 @@ def costs(n: int, d: int, repeats: int) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = labels(4, 50, 784, torch.float32, 15)
-    rows += labels(4, 50, 784, torch.float64, 11)
-    rows += labels(4, 200, 784, torch.float32, 11)
-    rows += labels(10, 80, 64, torch.float32, 31)
+    rows = labels(3, 50, 784, torch.float32, 11)
+    rows += labels(3, 50, 784, torch.float64, 7)
+    rows += labels(3, 200, 784, torch.float32, 7)
+    rows += labels(10, 80, 64, torch.float32, 15)
     rows += [costs(300, 784, 31)]
     print(save("otdd", "the official code's structure, rewritten", rows))
 
