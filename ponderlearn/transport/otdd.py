@@ -257,7 +257,9 @@ def _between_clouds(c1: _Clouds, c2: _Clouds, method: str, epsilon: float) -> Te
         costs = point_cost(x1[:, None], x2[None]), point_cost(x1, x1), point_cost(x2, x2)
         shares = c1.shares[:, None], c2.shares[None]
         how = {"epsilon": epsilon, "on_fail": "ignore"}
-        return sinkhorn_divergence(costs[0], costs[1][:, None], costs[2][None], *shares, **how).value
+        return sinkhorn_divergence(
+            costs[0], costs[1][:, None], costs[2][None], *shares, **how
+        ).value
     W = c1.means.new_zeros(len(x1), len(x2))
     for i, n in enumerate(c1.counts.tolist()):
         for j, m in enumerate(c2.counts.tolist()):
@@ -335,7 +337,7 @@ def label_distances(
     W = _between(c1, c2, method, epsilon, unbiased)
     return LabelDistances((W + W.mT) / 2 if c1 is c2 else W, c1.classes, c2.classes)
 
-# %% ../../nbs/08_transport/02_otdd.ipynb #8af80102
+# %% ../../nbs/08_transport/02_otdd.ipynb #77a80791
 #| code-fold: true
 def _index(y: Tensor, classes: Tensor, names: tuple[str, str]) -> Tensor:
     "Where each label stands in `classes`; ValueError for one that does not."
@@ -357,15 +359,15 @@ def dataset_cost(
     *,
     feature_weight: float = 1.0,  # of the squared distance of the features
     label_weight: float = 1.0,  # of W
-    feature_cost: Callable | None = None,  # (x1 (n, d), x2 (m, d)) -> (n, m); None: squared distance
+    feature_cost: Callable | None = None,  # (x1 (n, d), x2 (m, d)) -> (n, m); None: squares
 ) -> Tensor:
     """Costs (n, m) of moving an example of the first set to one of the second (otdd-cost).
 
     Features are flattened; no (n, m, d) tensor is made. TypeError for dtypes; ValueError for
     shapes, NaN, negative weights, a label that is not among the classes.
 
-    >>> x, y, W = torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]), torch.tensor([[0.0, 5], [5, 0]])
-    >>> dataset_cost(x, y, x, y, W, y, y)
+    >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])
+    >>> dataset_cost(x, y, x, y, torch.tensor([[0.0, 5.0], [5.0, 0.0]]), y, y)
     tensor([[0., 6.],
             [6., 0.]])"""
     (x1, y1, _), (x2, y2, _) = (
@@ -387,7 +389,10 @@ def dataset_cost(
         check_callable(feature_cost, "feature_cost", "feature_cost(x1, x2) -> costs (n, m)")
         cost = feature_cost(x1, x2)
         check_returns(cost, "feature_cost", shape=(len(x1), len(x2)), kind="float", like=x1)
-    rows, columns = _index(y1, classes1, ("y1", "classes1")), _index(y2, classes2, ("y2", "classes2"))
+    rows, columns = (
+        _index(y1, classes1, ("y1", "classes1")),
+        _index(y2, classes2, ("y2", "classes2")),
+    )
     return feature_weight * cost + label_weight * W.to(cost.dtype)[rows][:, columns]
 
 # %% ../../nbs/08_transport/02_otdd.ipynb #211e0891
@@ -417,7 +422,7 @@ def _some(x, y, weights, most: int | None, generator) -> tuple:
         weights = weights[keep] / total
     return x[keep], y[keep], weights
 
-# %% ../../nbs/08_transport/02_otdd.ipynb #09bc09d8
+# %% ../../nbs/08_transport/02_otdd.ipynb #f107fa0c
 #| code-fold: true
 def otdd(
     x1: Tensor,  # (n, ...): features of the first set, floating
@@ -434,7 +439,7 @@ def otdd(
     weights2: Tensor | None = None,  # (m,)
     max_samples: int | None = None,  # examples of each set in the outer transport; None: all
     generator: torch.Generator | None = None,  # draws them
-    feature_cost: Callable | None = None,  # (x1 (n, d), x2 (m, d)) -> (n, m); None: squared distance
+    feature_cost: Callable | None = None,  # (x1 (n, d), x2 (m, d)) -> (n, m); None: squares
     **sinkhorn_options,  # of `sinkhorn`: tol, max_iter, epsilon_scaling, on_fail, ...
 ) -> OTDDResult:
     """Distance of two labeled data sets (otdd-distance), by Sinkhorn (otdd-debiased).
@@ -465,9 +470,7 @@ def otdd(
         return dataset_cost(*one[:2], *two[:2], W, a.classes, b.classes, **how), W
 
     costs, W = cost(first, c1, second, c2)
-    masses = (
-        None if w is None else w.to(costs.dtype) for w in (first[2], second[2])
-    )
+    masses = (None if w is None else w.to(costs.dtype) for w in (first[2], second[2]))
     options = {"epsilon": epsilon, **sinkhorn_options}
     if debiased:
         inside = (cost(*pair, *pair)[0] for pair in ((first, c1), (second, c2)))
