@@ -501,3 +501,76 @@ def test_a_transport_that_has_not_converged_says_so():
     with pytest.warns(RuntimeWarning):
         found = otdd(x1, y1, x2, y2, epsilon=0.001, max_iter=1)
     assert not bool(found.converged) and found.error > 0
+
+
+# ---- faults found by a reading ----
+
+
+def test_label_distances_that_have_not_converged_say_so():
+    (x1, y1), (x2, y2) = labeled(60), labeled(60, seed=3)
+    with pytest.warns(RuntimeWarning, match="did not reach tol"):
+        label_distances(x1, y1, x2, y2, method="sinkhorn", epsilon=0.001)
+    how = {"method": "sinkhorn", "epsilon": 0.02}
+    with pytest.warns(RuntimeWarning, match="did not reach tol"):
+        found = otdd(x1, y1, x2, y2, label_weight=0, max_iter=20, **how)
+    assert not bool(found.converged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bool(otdd(x1, y1, x2, y2, max_iter=20_000, **how).converged)
+        assert bool(label_distances(x1, y1, x2, y2, method="sinkhorn", epsilon=1.0).W.all())
+
+
+def test_options_reach_the_label_distances():
+    (x1, y1), (x2, y2) = labeled(60), labeled(60, seed=3)
+    how = {"method": "sinkhorn", "epsilon": 0.02, "on_fail": "ignore"}
+    few, many = (otdd(x1, y1, x2, y2, max_iter=n, **how).label_distances for n in (2, 20_000))
+    wanted = label_distances(x1, y1, x2, y2, method="exact").W
+    assert (many - wanted).abs().max() < (few - wanted).abs().max()
+    with pytest.raises(RuntimeError, match="did not reach tol"):
+        otdd(x1, y1, x2, y2, max_iter=2, **how | {"on_fail": "raise"})
+
+
+def test_weights_have_no_gradient():
+    (x1, y1), (x2, y2) = labeled(), labeled(15, 3, 4, seed=3)
+    weights = torch.full((12,), 1 / 12, dtype=torch.float64, requires_grad=True)
+    found = otdd(x1, y1, x2, y2, weights1=weights, **SURE)
+    assert not found.squared.requires_grad and not found.plan.requires_grad
+    assert not label_distances(x1, y1, weights1=weights).W.requires_grad
+    assert not label_moments(x1, y1, weights=weights).means.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_of_a_sample(dtype):
+    x, y = labeled(16)
+    x, weights = x.to(dtype), torch.full((16,), 1 / 16, dtype=dtype)
+    how = {"max_samples": 7, "epsilon": 1.0}
+    found, wanted = (
+        otdd(x, y, x + 1, y, weights1=w, generator=seeded(0), **how).squared
+        for w in (weights, None)
+    )
+    assert torch.allclose(found, wanted)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_cost_that_is_not_finite(value):
+    x, y = labeled()
+    W = label_distances(x, y)
+    bad = lambda a, b: torch.full((12, 12), value, dtype=torch.float64)
+    for call in (
+        lambda: dataset_cost(x, y, x, y, *W, feature_cost=bad),
+        lambda: otdd(x, y, x, y, feature_cost=bad),
+    ):
+        with pytest.raises(ValueError, match="what feature_cost returns must be finite"):
+            call()
+    with pytest.raises(ValueError, match="plan must be finite"):
+        coupling_class_mass(bad(x, x), y, y)
+
+
+def test_upper_and_means_agree_when_debiased():
+    (x1, y1), (x2, y2) = labeled(), labeled(15, 3, 4, seed=3)
+    values = [otdd(x1, y1, x2, y2, method=m, **SURE).squared for m in ("upper", "means")]
+    assert torch.allclose(*values)
+    values = [
+        otdd(x1, y1, x2, y2, method=m, debiased=False, **SURE).squared for m in ("upper", "means")
+    ]
+    assert values[0] > values[1] + 1

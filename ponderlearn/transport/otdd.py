@@ -43,9 +43,9 @@ def _labeled(x, y, weights, names: tuple[str, str, str]) -> tuple[Tensor, Tensor
     if weights is None:
         return x, y, x.new_full((len(x),), 1 / len(x))
     check_tensor(weights, names[2], (len(x),), kind="float", like=x)
-    w = weights.to(x.dtype)
-    right = w.detach().amin().item() >= 0 and abs(w.detach().sum().item() - 1) <= 1e-4
-    check(right, names[2], "be non-negative and sum to 1", f"sum {w.detach().sum().item():g}")
+    w = weights.detach().to(x.dtype)
+    right = w.amin().item() >= 0 and abs(w.sum().item() - 1) <= 1e-4
+    check(right, names[2], "be non-negative and sum to 1", f"sum {w.sum().item():g}")
     return x, y, w
 
 
@@ -65,7 +65,6 @@ def _clouds(x, y, weights, names, classes=None) -> _Clouds:
     "The features sorted by class, without a loop over them; `names` of x, y and weights."
     uniform = weights is None
     x, y, w = _labeled(x, y, weights, names)
-    w = w.detach()
     if classes is None:
         classes = y.unique()
     match = y[:, None] == classes
@@ -117,7 +116,8 @@ def label_moments(
 ) -> LabelMoments:
     """Mean and covariance of the features of each label (otdd-labels).
 
-    A class with one example has covariance 0, with a warning. Half precision gives float32.
+    A class with one example has covariance 0, with a warning. Half precision gives float32. There
+    are gradients in the features, none in the weights.
     TypeError for dtypes; ValueError for shapes, NaN, weights that are negative or do not sum to
     1, a class without examples.
 
@@ -250,23 +250,22 @@ def _overlaps(A: Tensor, B: Tensor) -> Tensor:
     return torch.linalg.svdvals(G).sum(-1)
 
 
-def _between_clouds(c1: _Clouds, c2: _Clouds, method: str, epsilon: float) -> Tensor:
-    "Squared distances of the clouds themselves, (C1, C2)."
+def _between_clouds(c1: _Clouds, c2: _Clouds, method: str, options: dict) -> tuple[Tensor, bool]:
+    "Squared distances of the clouds themselves, (C1, C2); whether they have converged."
     x1, x2 = c1.means[:, None] + c1.points, c2.means[:, None] + c2.points
     if method == "sinkhorn":
         costs = point_cost(x1[:, None], x2[None]), point_cost(x1, x1), point_cost(x2, x2)
         shares = c1.shares[:, None], c2.shares[None]
-        how = {"epsilon": epsilon, "on_fail": "ignore"}
-        return sinkhorn_divergence(
-            costs[0], costs[1][:, None], costs[2][None], *shares, **how
-        ).value
+        costs = costs[0], costs[1][:, None], costs[2][None]
+        found = sinkhorn_divergence(*costs, *shares, **options)
+        return found.value, bool(found.converged.all())
     W = c1.means.new_zeros(len(x1), len(x2))
     for i, n in enumerate(c1.counts.tolist()):
         for j, m in enumerate(c2.counts.tolist()):
             cost, a, b = point_cost(x1[i, :n], x2[j, :m]), c1.shares[i, :n], c2.shares[j, :m]
             flat = c1.uniform and c2.uniform and n == m
             W[i, j] = (exact_plan(cost, *(() if flat else (a, b))).to(cost) * cost).sum()
-    return W
+    return W, True
 
 
 def _spread(A: Tensor) -> Tensor:
@@ -275,18 +274,20 @@ def _spread(A: Tensor) -> Tensor:
     return torch.where(v > 0, torch.where(v > 0, v, 1).sqrt(), 0)
 
 
-def _between(c1: _Clouds, c2: _Clouds, method: str, epsilon: float, unbiased: bool) -> Tensor:
-    "Squared distances (C1, C2) of the labels of two sets."
+def _between(c1: _Clouds, c2: _Clouds, method: str, options: dict, unbiased=False) -> tuple:
+    "Squared distances (C1, C2) of the labels of two sets; whether all have converged."
     if method in ("sinkhorn", "exact"):
-        return _between_clouds(c1, c2, method, epsilon)
+        W, converged = _between_clouds(c1, c2, method, options)
+        return (W + W.mT) / 2 if c1 is c2 else W, converged
     A, B = _factors(c1, unbiased), _factors(c2, unbiased)
     W = point_cost(c1.means, c2.means)
     if method == "diagonal":
-        return W + point_cost(_spread(A), _spread(B))
+        W = W + point_cost(_spread(A), _spread(B))
     traces = A.square().sum((1, 2))[:, None] + B.square().sum((1, 2))
     if method == "gaussian":
-        return W + (traces - 2 * _overlaps(A, B)).clamp(min=0)  # (otdd-labels)
-    return W + traces if method == "upper" else W  # (otdd-bounds)
+        W = W + (traces - 2 * _overlaps(A, B)).clamp(min=0)  # (otdd-labels)
+    W = W + traces if method == "upper" else W  # (otdd-bounds)
+    return (W + W.mT) / 2 if c1 is c2 else W, True
 
 # %% ../../nbs/08_transport/02_otdd.ipynb #b8d31b83
 #| code-fold: true
@@ -319,9 +320,10 @@ def label_distances(
 ) -> LabelDistances:
     """Squared distances W (C1, C2) of the labels of two sets (otdd-labels), and the labels.
 
-    "exact" loops over SciPy's solver, without a gradient, for clouds of up to 500 examples; with
-    "sinkhorn" the distances are debiased. Errors as `label_moments`; ValueError for an unknown
-    method or sets with different numbers of features.
+    "exact" loops over SciPy's solver, without a gradient; clouds of unequal size, or with weights,
+    may have at most 250 000 pairs of examples. With "sinkhorn" the distances are debiased; a warning
+    where they have not converged. "upper" is a bound, and above 0 for a label and itself. Errors as
+    `label_moments`; ValueError for an unknown method or sets with different numbers of features.
 
     >>> x, y = torch.tensor([[0.0], [2.0], [5.0], [5.0]]), torch.tensor([0, 0, 1, 1])
     >>> label_distances(x, y).W
@@ -334,8 +336,8 @@ def label_distances(
         check(one is not None or given is None, name, f"be given with {other}", one)
     check(x2 is not None or weights2 is None, "weights2", "be given with x2", "no x2")
     c1, c2 = _pair(x1, y1, weights1, x2, y2, weights2, x2 is not None)
-    W = _between(c1, c2, method, epsilon, unbiased)
-    return LabelDistances((W + W.mT) / 2 if c1 is c2 else W, c1.classes, c2.classes)
+    W, _ = _between(c1, c2, method, {"epsilon": epsilon}, unbiased)
+    return LabelDistances(W, c1.classes, c2.classes)
 
 # %% ../../nbs/08_transport/02_otdd.ipynb #77a80791
 #| code-fold: true
@@ -363,8 +365,9 @@ def dataset_cost(
 ) -> Tensor:
     """Costs (n, m) of moving an example of the first set to one of the second (otdd-cost).
 
-    Features are flattened; no (n, m, d) tensor is made. TypeError for dtypes; ValueError for
-    shapes, NaN, negative weights, a label that is not among the classes.
+    Features are flattened; no (n, m, d) tensor is made. A `feature_cost` decides the dtype, at least
+    float32. TypeError for dtypes; ValueError for shapes, NaN or infinity (also in what
+    `feature_cost` returns), negative weights, a label that is not among the classes.
 
     >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])
     >>> dataset_cost(x, y, x, y, torch.tensor([[0.0, 5.0], [5.0, 0.0]]), y, y)
@@ -389,6 +392,8 @@ def dataset_cost(
         check_callable(feature_cost, "feature_cost", "feature_cost(x1, x2) -> costs (n, m)")
         cost = feature_cost(x1, x2)
         check_returns(cost, "feature_cost", shape=(len(x1), len(x2)), kind="float", like=x1)
+        cost, what = at_least_float32(cost), "what feature_cost returns"
+        check(bool(cost.isfinite().all()), what, "be finite", "infinity or NaN")
     rows, columns = (
         _index(y1, classes1, ("y1", "classes1")),
         _index(y2, classes2, ("y2", "classes2")),
@@ -406,7 +411,7 @@ class OTDDResult(NamedTuple):
     label_distances: Tensor  # (C1, C2): squared
     classes1: Tensor  # (C1,): labels of its rows
     classes2: Tensor  # (C2,): labels of its columns
-    converged: Tensor  # (), bool: whether all transports reached the tolerance
+    converged: Tensor  # (), bool: whether all transports, of the labels too, reached the tolerance
     n_iter: int  # iterations of the transport between the sets
     error: Tensor  # (): what its plan misses of the second set's masses
 
@@ -417,9 +422,9 @@ def _some(x, y, weights, most: int | None, generator) -> tuple:
         return x, y, weights
     keep = draw(torch.randperm, len(x), generator=generator, device=x.device)[:most]
     if weights is not None:
-        total = weights[keep].sum()
-        check(bool(total > 0), "weights", "give weight to the examples drawn", "none")
-        weights = weights[keep] / total
+        weights = at_least_float32(weights.detach())[keep]
+        check(bool(weights.sum() > 0), "weights", "give weight to the examples drawn", "none")
+        weights = weights / weights.sum()
     return x[keep], y[keep], weights
 
 # %% ../../nbs/08_transport/02_otdd.ipynb #f107fa0c
@@ -440,14 +445,15 @@ def otdd(
     max_samples: int | None = None,  # examples of each set in the outer transport; None: all
     generator: torch.Generator | None = None,  # draws them
     feature_cost: Callable | None = None,  # (x1 (n, d), x2 (m, d)) -> (n, m); None: squares
-    **sinkhorn_options,  # of `sinkhorn`: tol, max_iter, epsilon_scaling, on_fail, ...
+    **sinkhorn_options,  # of `sinkhorn`: tol, max_iter, epsilon_scaling, on_fail, ...; not `init`
 ) -> OTDDResult:
     """Distance of two labeled data sets (otdd-distance), by Sinkhorn (otdd-debiased).
 
     Squares are not halved. Label distances come from all examples. The same tensors given twice
-    are sampled once, so that their distance is 0. `squared` has gradients in the features.
-    TypeError for dtypes; ValueError for shapes, NaN, weights, options; a warning when a transport
-    has not converged.
+    are sampled once, so that their distance is 0. `squared` has gradients in the features, none in
+    the weights. With `method="upper"` the traces cancel when `debiased`: then it equals "means".
+    TypeError for dtypes; ValueError for shapes, NaN, weights, options; a warning when a transport,
+    of the labels or of the sets, has not converged.
 
     >>> x, y = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1])
     >>> otdd(x, y, x + 0.5, y).squared
@@ -464,22 +470,22 @@ def otdd(
     how = {"feature_weight": feature_weight, "label_weight": label_weight}
     how["feature_cost"] = feature_cost
 
-    def cost(one, a, two, b):
-        W = _between(a, b, method, epsilon, False)
-        W = (W + W.mT) / 2 if a is b else W
-        return dataset_cost(*one[:2], *two[:2], W, a.classes, b.classes, **how), W
-
-    costs, W = cost(first, c1, second, c2)
-    masses = (None if w is None else w.to(costs.dtype) for w in (first[2], second[2]))
     options = {"epsilon": epsilon, **sinkhorn_options}
+
+    def cost(one, a, two, b):
+        W, found = _between(a, b, method, options)
+        return dataset_cost(*one[:2], *two[:2], W, a.classes, b.classes, **how), W, found
+
+    costs, W, converged = cost(first, c1, second, c2)
+    masses = (None if w is None else w.detach().to(costs.dtype) for w in (first[2], second[2]))
     if debiased:
-        inside = (cost(*pair, *pair)[0] for pair in ((first, c1), (second, c2)))
-        found = sinkhorn_divergence(costs, *inside, *masses, **options)
-        squared, between, converged = found.value, found.xy, found.converged
+        (xx, _, inner1), (yy, _, inner2) = (cost(*p, *p) for p in ((first, c1), (second, c2)))
+        found = sinkhorn_divergence(costs, xx, yy, *masses, **options)
+        squared, between, converged = found.value, found.xy, converged and inner1 and inner2
     else:
-        between = sinkhorn(costs, *masses, **options)
-        squared, converged = between.transport_cost, between.converged
-    distance = squared.clamp(min=0).sqrt()
+        between = found = sinkhorn(costs, *masses, **options)
+        squared = between.transport_cost
+    distance, converged = squared.clamp(min=0).sqrt(), found.converged & converged
     report = W, c1.classes, c2.classes, converged, between.n_iter, between.error
     return OTDDResult(distance, squared, between.plan, *report)
 
@@ -492,13 +498,14 @@ def coupling_class_mass(
 ) -> Tensor:
     """Mass (C1, C2) that goes from each label to each, labels sorted.
 
-    TypeError for dtypes, ValueError for shapes.
+    TypeError for dtypes, ValueError for shapes, NaN or infinity.
 
     >>> coupling_class_mass(torch.eye(3) / 3, torch.tensor([0, 0, 1]), torch.tensor([7, 7, 8]))
     tensor([[0.6667, 0.0000],
             [0.0000, 0.3333]])"""
     sizes = {}
     check_tensor(plan, "plan", ("n", "m"), kind="float", nonempty=True, sizes=sizes)
+    check(bool(plan.isfinite().all()), "plan", "be finite", "infinity or NaN")
     check_tensor(y1, "y1", ("n",), kind="integer", sizes=sizes, like=plan)
     check_tensor(y2, "y2", ("m",), kind="integer", sizes=sizes, like=plan)
     one, two = (at_least_float32((y[:, None] == y.unique()).to(plan.dtype)) for y in (y1, y2))
