@@ -321,8 +321,8 @@ def label_distances(
     """Squared distances W (C1, C2) of the labels of two sets (otdd-labels), and the labels.
 
     "exact" loops over SciPy's solver, without a gradient; clouds of unequal size, or with weights,
-    may have at most 250 000 pairs of examples. With "sinkhorn" the distances are debiased; a warning
-    where they have not converged. "upper" is a bound, and above 0 for a label and itself. Errors as
+    may have at most 250 000 pairs of examples. With "sinkhorn" the distances are debiased, with a
+    warning where they have not converged. "upper" is a bound, and above 0 for a label and itself. Errors as
     `label_moments`; ValueError for an unknown method or sets with different numbers of features.
 
     >>> x, y = torch.tensor([[0.0], [2.0], [5.0], [5.0]]), torch.tensor([0, 0, 1, 1])
@@ -365,7 +365,7 @@ def dataset_cost(
 ) -> Tensor:
     """Costs (n, m) of moving an example of the first set to one of the second (otdd-cost).
 
-    Features are flattened; no (n, m, d) tensor is made. A `feature_cost` decides the dtype, at least
+    Features are flattened; no (n, m, d) tensor is made. The dtype is that of `feature_cost`, at least
     float32. TypeError for dtypes; ValueError for shapes, NaN or infinity (also in what
     `feature_cost` returns), negative weights, a label that is not among the classes.
 
