@@ -517,8 +517,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                                   'ponderlearn/contrastive/infonce.py'),
                                                  'ponderlearn.contrastive.infonce._check_temperature': ( 'nbs/03_contrastive/infonce.html#_check_temperature',
                                                                                                          'ponderlearn/contrastive/infonce.py'),
-                                                 'ponderlearn.contrastive.infonce._exact': ( 'nbs/03_contrastive/infonce.html#_exact',
-                                                                                             'ponderlearn/contrastive/infonce.py'),
                                                  'ponderlearn.contrastive.infonce._explicit': ( 'nbs/03_contrastive/infonce.html#_explicit',
                                                                                                 'ponderlearn/contrastive/infonce.py'),
                                                  'ponderlearn.contrastive.infonce._features': ( 'nbs/03_contrastive/infonce.html#_features',

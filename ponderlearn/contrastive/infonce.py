@@ -9,7 +9,6 @@ __all__ = ['info_nce_from_logits', 'contrastive_logits', 'info_nce_loss', 'nt_xe
 # %% ../../nbs/03_contrastive/00_infonce.ipynb #2e68658e
 #| code-fold: true
 import math
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from ponderlearn._check import (
     check_sizes,
     check_tensor,
 )
-from .._nested import at_least_float32, reduce
+from .._nested import at_least_float32, no_autocast, reduce
 
 # %% ../../nbs/03_contrastive/00_infonce.ipynb #775f50ee
 #| code-fold: true
@@ -100,13 +99,6 @@ def info_nce_from_logits(
 
 # %% ../../nbs/03_contrastive/00_infonce.ipynb #044cdb50
 #| code-fold: true
-def _exact(x: Tensor):
-    "No autocast: scores are divided by small temperatures and stay in float32 or better."
-    where = x.device.type
-    known = torch.amp.is_autocast_available(where)
-    return torch.autocast(where, enabled=False) if known else nullcontext()
-
-
 def _unit(x: Tensor) -> Tensor:
     "Rows of unit norm; a row of zeros stays as it is, and its gradient is finite."
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -123,7 +115,7 @@ def _features(normalize: bool, *xs: Tensor) -> list[Tensor]:
 
 def _scores(anchors, candidates, temperature, normalize: bool) -> Tensor:
     "Scores of all candidates for all anchors (nce-logits)."
-    with _exact(anchors):
+    with no_autocast(anchors):
         a, c = _features(normalize, anchors, candidates)
         return (a / temperature) @ c.T
 
@@ -247,7 +239,7 @@ def info_nce_loss(
     check(enough, "negative_keys", "have at least 1 row for the decoupled loss", negative_keys)
     if mask is not None:
         mask = _rows_of_mask(mask, (n, m), query)
-    with _exact(query):
+    with no_autocast(query):
         features = _features(normalize, query, positive_key, negative_keys)
         logits, mask = _explicit(*features, temperature, mask)
     target = torch.zeros(n, dtype=torch.int64, device=query.device)
@@ -315,7 +307,7 @@ def nt_xent_loss(
         z = torch.where(real[:, None], z, 0)
         if decoupled and not torch.compiler.is_compiling():
             check(int(mask.sum()) > 1, "mask", "leave at least 2 rows for the decoupled loss", mask)
-    with _exact(z):
+    with no_autocast(z):
         (z,) = _features(normalize, z)
         weight = None if dcl_sigma is None else _positive_weights(z, dcl_sigma, real)
         if chunk_size is None:
@@ -570,7 +562,7 @@ class _ChunkedLSE(torch.autograd.Function):
     def backward(ctx, grad):
         y, real, lse = ctx.saved_tensors
         out = torch.zeros_like(y)
-        with _exact(y):
+        with no_autocast(y):
             for i in range(0, len(y), ctx.chunk_size):
                 j = i + ctx.chunk_size
                 s = _block(y, slice(i, j), i, real, ctx.decoupled)
