@@ -280,7 +280,7 @@ def test_any_epsilon_gives_a_plan_and_a_lower_bound(n, m, power, seed):
     "Rows are right after any number of iterations, and the value rises to the optimum."
     cost, a, b = rand(n, m, seed=seed), weights(n, seed=seed), weights(m, seed=seed + 1)
     values, epsilon = [], 10.0**power
-    for n_iter in (1, 10, 300):
+    for n_iter in (1, 13, 300):
         found = sinkhorn(cost, a, b, epsilon=epsilon, max_iter=n_iter, tol=0)
         assert torch.allclose(found.plan.sum(1), a, atol=1e-9) and found.n_iter == n_iter
         assert bool(found.f.isfinite().all() & found.g.isfinite().all())
@@ -425,6 +425,15 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert sinkhorn_divergence_points(x, x).value.dtype == point_cost(x, x).dtype == torch.float32
 
 
+def test_autocast_changes_nothing():
+    x, y = rand(30, 3).float(), rand(30, 3, seed=1).float()
+    for points in ((x, y), (x.expand(2, -1, -1), y)):
+        wanted = sinkhorn_divergence_points(*points, epsilon=0.05).value
+        with torch.autocast("cpu", torch.bfloat16):
+            found = sinkhorn_divergence_points(*points, epsilon=0.05).value
+        assert torch.equal(found, wanted)
+
+
 def test_float32_and_float64_agree():
     for share in (0.1, 0.01, 0.003):
         cost = cloud(150)
@@ -486,6 +495,11 @@ def test_moving_points_by_the_divergence_reaches_the_target():
         ({"init": torch.zeros(3)}, TypeError, "init must be a pair"),
         ({"init": (torch.zeros(3), torch.zeros(3))}, ValueError, "init must have shape"),
         ({"init": (torch.zeros(3), torch.full((4,), INF))}, ValueError, "init must be finite"),
+        (
+            {"init": (torch.zeros(2, 3), torch.zeros(5, 4))},
+            ValueError,
+            "init must have leading axes",
+        ),
         ({"overrelax": 1.5}, TypeError, "overrelax must be True or False"),
     ],
 )

@@ -25,7 +25,7 @@ from ponderlearn._check import (
     check_tensor,
     need,
 )
-from .._nested import at_least_float32
+from .._nested import at_least_float32, no_autocast
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #08d4650d
 #| code-fold: true
@@ -62,10 +62,10 @@ def _check_init(init, n: int, m: int, cost: Tensor) -> list[Tensor]:
     return [x.detach().to(cost.dtype) for x in init]
 
 
-def _common_axes(**tensors: Tensor) -> torch.Size:
+def _common_axes(*tensors: tuple[str, Tensor]) -> torch.Size:
     "What the shapes broadcast to; ValueError naming the tensor that does not fit."
     shape = torch.Size()
-    for name, x in tensors.items():
+    for name, x in tensors:
         try:
             shape = torch.broadcast_shapes(shape, x.shape)
         except RuntimeError:
@@ -90,7 +90,8 @@ def exact_plan(
     check_tensor(cost, "cost", ("n", "m"), kind="float", nonempty=True)
     n, m = cost.shape
     for w, name, size in ((a, "a", n), (b, "b", m)):
-        w is None or check_tensor(w, name, (size,), kind="float", like=cost)
+        if w is not None:
+            check_tensor(w, name, (size,), kind="float", like=cost)
     cost = cost.detach().double().cpu()
     check(bool(cost.isfinite().all()), "cost", "be finite", "infinity or NaN")
     optimize, sparse = need("scipy.optimize"), need("scipy.sparse")
@@ -116,8 +117,9 @@ def _log(weights: Tensor) -> Tensor:
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #ecdb5ba0
 def _plan(cost: Tensor, f: Tensor, g: Tensor, a: Tensor, b: Tensor, epsilon: float) -> Tensor:
-    """The plan of two potentials, (..., n, m) (sinkhorn-plan). Entries below 5e-31 (float32), 1e-246
-    (float64) are zero: with them `exp` is 20 times as slow."""
+    """The plan of two potentials, (..., n, m) (sinkhorn-plan).
+
+    Entries below 5e-31 (float32), 1e-246 (float64) are zero: `exp` is 20 times as slow there."""
     rows, columns = f / epsilon + _log(a), g / epsilon + _log(b)
     terms = torch.add(rows[..., :, None], cost, alpha=-1 / epsilon).add_(columns[..., None, :])
     least = 0.8 * math.log(torch.finfo(cost.dtype).tiny)
@@ -177,7 +179,7 @@ class SinkhornResult(NamedTuple):
     g: Tensor  # (*, m): potential of the columns
     n_iter: int  # iterations made
     error: Tensor  # (*): sum of |column sums of the plan - b|; the row sums are a
-    converged: Tensor  # (*), bool: error <= tol
+    converged: Tensor  # (*), bool: error <= tol, with tol=0 the default one
     cost: Tensor  # (*, n, m): as given, at least float32
     a: Tensor  # (*, n): weights of the rows
     b: Tensor  # (*, m): weights of the columns
@@ -252,12 +254,7 @@ def _solve(cost, a, b, f, g, epsilon, *, max_iter, tol, check_every, overrelax, 
             f, g = f + epsilon * u.log(), g + epsilon * v.log()
         P = None
     if P is None:
-        return (
-            f,
-            g,
-            n_iter,
-            (b * ((g - _columns(f, a, cost, epsilon)) / epsilon).expm1().abs()).sum(-1),
-        )
+        P, v = _plan(cost, f, g, a, b, epsilon), torch.ones_like(g)
     right = a / _times(P, v)
     return f + epsilon * right.log(), g + epsilon * v.log(), n_iter, _error(P, b, right, v)
 
@@ -364,19 +361,19 @@ def _transport(
     how |= {"tol": goal if tol is None else tol, "symmetric": symmetric}
     n, m = cost.shape[-2:]
     a, b = _check_weights(a, names[1], n, cost), _check_weights(b, names[2], m, cost)
-    axes = {names[0]: cost[..., 0, 0], names[1]: a[..., 0], names[2]: b[..., 0]}
+    axes = [(names[0], cost[..., 0, 0]), (names[1], a[..., 0]), (names[2], b[..., 0])]
     f = g = None
     if init is not None:
         f, g = _check_init(init, n, m, cost)
-        axes["init"] = f[..., 0] + g[..., 0]
-    lead = _common_axes(**axes)
+        axes += [("init", f[..., 0]), ("init", g[..., 0])]
+    lead = _common_axes(*axes)
     _check_cost(cost, names[0])
 
     def flat(x, *size):
         shape = size if lead.numel() == 1 else (-1, *size)
         return None if x is None else x.expand(*lead, *size).reshape(shape)
 
-    with torch.set_grad_enabled(grad == "unroll" and torch.is_grad_enabled()):
+    with no_autocast(cost), torch.set_grad_enabled(grad == "unroll" and torch.is_grad_enabled()):
         problem = flat(cost, n, m), flat(a, n), flat(b, m)
         f, g, before = _start(*problem, flat(f, n), flat(g, m), epsilon, epsilon_scaling, symmetric)
         solve = _unrolled if grad == "unroll" else _solve
@@ -423,6 +420,7 @@ def sinkhorn(
     axes, which broadcast. Half precision is computed, and returned, in float32.
 
     Each iteration makes the column sums right, then the row sums. `tol=0` makes exactly `max_iter`.
+    Where `cost` and weights broadcast, each problem of the batch has tables of its own.
     Gradients of `value`: "envelope", the plan in `cost`, f in `a`, g in `b` (up to a constant), at
     convergence, first derivatives only; `f`, `g` have none. "unroll": everything, through all
     iterations, which are slower and keep their memory. TypeError for a cost that is not floating;
@@ -508,14 +506,15 @@ def point_cost(
     check_tensor(y, "y", (..., "m", x.shape[-1]), kind="float", nonempty=True, like=x)
     p = check_number(p, "p", low=0, open_low=True)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    _common_axes(x=x[..., 0, 0], y=y[..., 0, 0])
+    _common_axes(("x", x[..., 0, 0]), ("y", y[..., 0, 0]))
     x, y = x.to(dtype), y.to(dtype)
     if p != 2:
         return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist") ** p
     center = y.mean(-2, keepdim=True)
     x, y = x - center, y - center
     squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    return (squares - 2 * x @ y.mT).clamp(min=0)
+    with no_autocast(x):
+        return (squares - 2 * x @ y.mT).clamp(min=0)
 
 
 def sinkhorn_divergence_points(
@@ -527,7 +526,7 @@ def sinkhorn_divergence_points(
     p: float = 2.0,  # power of the distance
     **options,  # of `sinkhorn`, but for `init`
 ) -> SinkhornDivergence:
-    """`sinkhorn_divergence` with the costs |x_i - y_j|^p, not halved; its gradient moves the points.
+    """`sinkhorn_divergence` with the costs |x_i - y_j|^p, not halved; gradients move the points.
 
     >>> x = torch.tensor([[0.0], [1.0]])
     >>> sinkhorn_divergence_points(x, x + 0.5).value
