@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-# %% ../../nbs/03_contrastive/02_swav.ipynb #0effc611
+# %% ../../nbs/03_contrastive/02_swav.ipynb #2250ae81
 #| code-fold: true
 from ponderlearn._check import (
     check,
@@ -32,7 +32,7 @@ from ponderlearn._check import (
     check_tensor,
     need,
 )
-from .._nested import at_least_float32, draw
+from .._nested import at_least_float32, draw, reduce
 from .infonce import NegativeQueue
 
 # %% ../../nbs/03_contrastive/02_swav.ipynb #197b70b8
@@ -58,9 +58,9 @@ def sinkhorn_codes(
     for any epsilon, without a look at the values (NaN in, NaN out). ValueError for wrong shapes, no
     sample, epsilon <= 0 or n_iter < 0; TypeError for what is no float tensor.
 
-    >>> sinkhorn_codes(torch.tensor([[0.9, 0.1], [0.8, 0.7]]), n_iter=100)
-    tensor([[0.8808, 0.1192],
-            [0.1192, 0.8808]])"""
+    >>> sinkhorn_codes(torch.tensor([[0.9, 0.1], [0.8, 0.7]]), 0.5, n_iter=100)
+    tensor([[0.6682, 0.3318],
+            [0.3318, 0.6682]])"""
     check_tensor(scores, "scores", (..., "N", "K"), kind="float", nonempty=True)
     epsilon = max(check_number(epsilon, "epsilon", low=0, open_low=True), 1e-30)
     n_iter = check_int(n_iter, "n_iter", low=0, high=10**6)
@@ -128,11 +128,11 @@ def swapped_prediction_loss(
     views = _code_views(code_views, len(codes), len(scores))
     log_p = (at_least_float32(torch.stack(scores)) / temperature).log_softmax(-1)  # (swav-predict)
     q = torch.stack(codes).detach().to(log_p.dtype)
-    entropies = -torch.einsum("ibk,vbk->iv", q, log_p) / max(shape[0], 1)  # of code i with view v
-    own = torch.zeros_like(entropies, dtype=torch.bool)
-    own[range(len(views)), views] = True
-    pairs = len(views) * (len(scores) - 1)
-    return torch.where(own, 0, entropies).sum() / pairs  # (swav-loss)
+    n, terms = len(scores), []
+    for i, code in zip(views, q, strict=True):
+        others = log_p[[v for v in range(n) if v != i]].sum(0)
+        terms.append(-(code * others).sum(-1) / (n - 1))
+    return reduce(torch.stack(terms))  # (swav-loss)
 
 # %% ../../nbs/03_contrastive/02_swav.ipynb #c5be6f9d
 #| code-fold: true
@@ -246,14 +246,20 @@ class SwAVLoss(nn.Module):
         more = {"dtype": prototypes.weight.dtype}
         self.queues = nn.ModuleList(NegativeQueue(queue_size, dim, **more) for _ in range(n))
         self.queue_size, self.stats = queue_size, None
-        self.register_buffer("queue_started", torch.zeros((), dtype=torch.bool))
+        self._queue_started = False  # a number of Python: a GPU does not wait for it
 
     def start_queue(self) -> None:
         """Fill the queues from now on; they are used once they are full. RuntimeError without one.
 
         >>> SwAVLoss(Prototypes(8, 5), queue_size=32).start_queue()"""
         check(self.queue_size > 0, "queue_size", "be > 0 to start a queue", 0, RuntimeError)
-        self.queue_started.fill_(True)
+        self._queue_started = True
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self._queue_started)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._queue_started = bool(state)
 
 # %% ../../nbs/03_contrastive/02_swav.ipynb #e5fe7a59
 #| code-fold: true
@@ -280,7 +286,7 @@ def forward(
         rows = torch.cat([*self._queued(), scores[: self.n_code_views]], 1)
         found = sinkhorn_codes(rows, self.epsilon, self.n_iter, return_marginal_error=True)
         codes = found.codes[:, -z.shape[1] :]
-        if self.queue_started:
+        if self._queue_started:
             for queue, keys in zip(self.queues, own, strict=True):
                 queue.enqueue(F.normalize(keys, dim=1) if self.prototypes.normalize_input else keys)
     how = {"temperature": self.temperature, "code_views": tuple(range(self.n_code_views))}
@@ -462,13 +468,13 @@ def cluster_accuracy(
     matched = need("scipy.optimize").linear_sum_assignment(table, maximize=True)
     return float(table[matched].sum() / len(labels))
 
-# %% ../../nbs/03_contrastive/02_swav.ipynb #36c3171c
+# %% ../../nbs/03_contrastive/02_swav.ipynb #64133cf7
 def _balanced(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
     "The same codes by products of the matrix with a vector; nothing over- or underflows."
     while True:
         log = scores - scores.amax(-2, keepdim=True)  # an exact shift a prototype
         top = log.amax(-1, keepdim=True)  # <= 0; 0 where a sample is a prototype's best
-        log = log.mul_(1 / epsilon).add_(top / -epsilon)  # 0 in each row and each column
+        log = log.sub_(top).mul_(1 / epsilon)  # now 0 somewhere in each row and each column
         u, n = (top / epsilon).exp(), min(n_iter, 3)
         n_iter -= n
         E = log.exp() if n_iter else log.exp_()
@@ -476,5 +482,6 @@ def _balanced(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
             v = (E.mT @ u).reciprocal_()  # equal mass for the prototypes
             u = (E @ v).reciprocal_()  # each sample sums to 1
         if not n_iter:
-            return E.mul_(v.mT).mul_(u)
+            codes = E.mul_(v.mT)
+            return codes.div_(codes.sum(-1, keepdim=True))  # sums more exactly than a product
         scores, epsilon = log.add_(v.mT.log()).add_(u.log()), 1.0
