@@ -170,6 +170,18 @@ def test_half_precision(dtype):
     assert torch.allclose(found.double(), plain(scores, 0.05, 3), atol=1e-5)
 
 
+def test_autocast_does_not_reach_the_codes():
+    scores = cosines(20, 6, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sinkhorn_codes(scores)
+        loss_fn = SwAVLoss(Prototypes(8, 5, generator=seeded(0)))
+        loss = loss_fn([torch.randn(6, 8, generator=seeded(i)) for i in range(2)])
+    assert torch.equal(found, sinkhorn_codes(scores))
+    assert loss.dtype == torch.float32
+    exact = loss_fn([torch.randn(6, 8, generator=seeded(i)) for i in range(2)])
+    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+
+
 def test_shifts_and_permutations():
     a = torch.randn(3, generator=seeded(0)).double()
     b = torch.randn(4, 1, generator=seeded(1)).double()

@@ -62,7 +62,7 @@ def sinkhorn_codes(
     tensor([[0.6682, 0.3318],
             [0.3318, 0.6682]])"""
     check_tensor(scores, "scores", (..., "N", "K"), kind="float", nonempty=True)
-    epsilon = max(check_number(epsilon, "epsilon", low=0, open_low=True), 1e-30)
+    epsilon = max(check_number(epsilon, "epsilon", low=0, open_low=True), 1e-20)
     n_iter = check_int(n_iter, "n_iter", low=0, high=10**6)
     check_bool(return_marginal_error=return_marginal_error)
     scores = at_least_float32(scores)
@@ -76,6 +76,28 @@ def sinkhorn_codes(
 def _marginal_error(codes: Tensor) -> Tensor:
     "Largest |mass - 1| of a prototype, where the masses of all K have the mean 1 (swav-marginals)."
     return (codes.mean(-2) * codes.shape[-1] - 1).abs().amax(-1)
+
+# %% ../../nbs/03_contrastive/02_swav.ipynb #16c0dc6f
+#| code-fold: true
+def _balanced(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
+    "The same codes by products of the matrix with a vector; nothing over- or underflows."
+    with torch.autocast(scores.device.type, enabled=False):
+        while True:
+            log = (scores - scores.amax(-2, keepdim=True)).mul_(1 / epsilon)  # shifts that cancel
+            top = log.amax(-1, keepdim=True)  # <= 0; 0 where a sample is a prototype's best
+            E = log.softmax(-1)  # each row shifted, by a number that u puts back:
+            best = E.amax(-1, keepdim=True)
+            u = top.exp() / best
+            v = (E.mT @ u).reciprocal_()  # equal mass for the prototypes
+            for _ in range(min(n_iter, 3) - 1):
+                u = (E @ v).reciprocal_()  # each sample sums to 1
+                v = (E.mT @ u).reciprocal_()
+            if n_iter <= 3:
+                codes = E.mul_(v.mT)
+                return codes.div_(codes.sum(-1, keepdim=True))
+            n_iter -= 3
+            shift = (best / (E @ v)).log_().sub_(top)
+            scores, epsilon = log.add_(v.mT.log()).add_(shift), 1.0  # the codes' logarithm
 
 # %% ../../nbs/03_contrastive/02_swav.ipynb #7364004b
 #| code-fold: true
@@ -467,21 +489,3 @@ def cluster_accuracy(
     table = table.view(len(clusters), -1).cpu().numpy()
     matched = need("scipy.optimize").linear_sum_assignment(table, maximize=True)
     return float(table[matched].sum() / len(labels))
-
-# %% ../../nbs/03_contrastive/02_swav.ipynb #64133cf7
-def _balanced(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
-    "The same codes by products of the matrix with a vector; nothing over- or underflows."
-    while True:
-        log = scores - scores.amax(-2, keepdim=True)  # an exact shift a prototype
-        top = log.amax(-1, keepdim=True)  # <= 0; 0 where a sample is a prototype's best
-        log = log.sub_(top).mul_(1 / epsilon)  # now 0 somewhere in each row and each column
-        u, n = (top / epsilon).exp(), min(n_iter, 3)
-        n_iter -= n
-        E = log.exp() if n_iter else log.exp_()
-        for _ in range(n):
-            v = (E.mT @ u).reciprocal_()  # equal mass for the prototypes
-            u = (E @ v).reciprocal_()  # each sample sums to 1
-        if not n_iter:
-            codes = E.mul_(v.mT)
-            return codes.div_(codes.sum(-1, keepdim=True))  # sums more exactly than a product
-        scores, epsilon = log.add_(v.mT.log()).add_(u.log()), 1.0
