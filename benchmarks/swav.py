@@ -1,4 +1,4 @@
-"""SwAV's codes beside the structure of the official code and beside the plain loop in the logarithm.
+"""SwAV's codes beside the structure of the official code, and beside the plain loop.
 
 The official code (facebookresearch/swav, rewritten here in its structure) exponentiates without a
 shift and scales the whole matrix in each half-step; all three are compared before they are timed.

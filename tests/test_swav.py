@@ -223,6 +223,16 @@ def test_batched_codes_and_no_gradient():
     assert torch.equal(both, before)  # the scores are not changed
 
 
+def test_nothing_looks_at_the_data():
+    "On the meta device there are no values to look at, so a GPU would not have to wait."
+    assert sinkhorn_codes(torch.rand(4, 3, device="meta"), 1e-4, 7).shape == (4, 3)
+    loss_fn = SwAVLoss(Prototypes(8, 5), queue_size=6).to("meta")
+    loss_fn.start_queue()
+    for _ in range(3):
+        loss_fn([torch.rand(6, 8, device="meta")] * 3)
+    assert len(loss_fn.queues[0]) == 6 and loss_fn.stats.gap.device.type == "meta"
+
+
 def test_codes_and_loss_compile():
     codes = torch.compile(sinkhorn_codes, backend="eager", fullgraph=True)
     assert torch.allclose(codes(S1), sinkhorn_codes(S1))
