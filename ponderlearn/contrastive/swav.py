@@ -6,10 +6,11 @@
 __all__ = ['Codes', 'sinkhorn_codes', 'swapped_prediction_loss', 'Prototypes', 'CodeStats', 'SwAVLoss', 'code_perplexity',
            'multi_crop', 'forward_multi_crop', 'cluster_accuracy']
 
-# %% ../../nbs/03_contrastive/02_swav.ipynb #f3ac50dd
+# %% ../../nbs/03_contrastive/02_swav.ipynb #fea6de39
 #| code-fold: true
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -77,11 +78,13 @@ def _marginal_error(codes: Tensor) -> Tensor:
     "Largest |mass - 1| of a prototype, where the masses of all K have the mean 1 (swav-marginals)."
     return (codes.mean(-2) * codes.shape[-1] - 1).abs().amax(-1)
 
-# %% ../../nbs/03_contrastive/02_swav.ipynb #16c0dc6f
+# %% ../../nbs/03_contrastive/02_swav.ipynb #812f6fc1
 #| code-fold: true
 def _balanced(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
     "The same codes by products of the matrix with a vector; nothing over- or underflows."
-    with torch.autocast(scores.device.type, enabled=False):
+    where = scores.device.type
+    known = torch.amp.is_autocast_available(where)
+    with torch.autocast(where, enabled=False) if known else nullcontext():
         while True:
             log = (scores - scores.amax(-2, keepdim=True)).mul_(1 / epsilon)  # shifts that cancel
             top = log.amax(-1, keepdim=True)  # <= 0; 0 where a sample is a prototype's best
