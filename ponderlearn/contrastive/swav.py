@@ -78,29 +78,27 @@ def _marginal_error(codes: Tensor) -> Tensor:
     "Largest |mass - 1| of a prototype, where the masses of all K have the mean 1 (swav-marginals)."
     return (codes.mean(-2) * codes.shape[-1] - 1).abs().amax(-1)
 
-# %% ../../nbs/03_contrastive/02_swav.ipynb #812f6fc1
+# %% ../../nbs/03_contrastive/02_swav.ipynb #b5968413
 #| code-fold: true
 def _balanced(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
     "The same codes by products of the matrix with a vector; nothing over- or underflows."
-    where = scores.device.type
+    where, scale = scores.device.type, 1 / (epsilon * math.log(2))  # powers of 2 are faster
     known = torch.amp.is_autocast_available(where)
     with torch.autocast(where, enabled=False) if known else nullcontext():
         while True:
-            log = (scores - scores.amax(-2, keepdim=True)).mul_(1 / epsilon)  # shifts that cancel
+            log = (scores - scores.amax(-2, keepdim=True)).mul_(scale)  # shifts that cancel
             top = log.amax(-1, keepdim=True)  # <= 0; 0 where a sample is a prototype's best
-            E = log.softmax(-1)  # each row shifted, by a number that u puts back:
-            best = E.amax(-1, keepdim=True)
-            u = top.exp() / best
-            v = (E.mT @ u).reciprocal_()  # equal mass for the prototypes
+            log.sub_(top)  # now 0 somewhere in each row and in each column
+            E = log.exp2() if n_iter > 3 else log.exp2_()
+            v = (E.mT @ top.exp2()).reciprocal_()  # equal mass for the prototypes
             for _ in range(min(n_iter, 3) - 1):
                 u = (E @ v).reciprocal_()  # each sample sums to 1
                 v = (E.mT @ u).reciprocal_()
             if n_iter <= 3:
                 codes = E.mul_(v.mT)
-                return codes.div_(codes.sum(-1, keepdim=True))
+                return codes.mul_(codes.sum(-1, keepdim=True).reciprocal_())
             n_iter -= 3
-            shift = (best / (E @ v)).log_().sub_(top)
-            scores, epsilon = log.add_(v.mT.log()).add_(shift), 1.0  # the codes' logarithm
+            scores, scale = log.add_(v.mT.log2()).sub_((E @ v).log2_()), 1.0  # log of the codes
 
 # %% ../../nbs/03_contrastive/02_swav.ipynb #7364004b
 #| code-fold: true
