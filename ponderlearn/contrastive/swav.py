@@ -258,7 +258,9 @@ class SwAVLoss(nn.Module):
         n_code_views: int = 2,  # the first so many views give codes
     ):
         super().__init__()
-        check(isinstance(prototypes, Prototypes), "prototypes", "be Prototypes", prototypes, TypeError)
+        check(
+            isinstance(prototypes, Prototypes), "prototypes", "be Prototypes", prototypes, TypeError
+        )
         self.prototypes = prototypes
         self.temperature = check_number(temperature, "temperature", low=0, open_low=True)
         self.epsilon = check_number(epsilon, "epsilon", low=0, open_low=True)
@@ -383,9 +385,7 @@ def multi_crop(
     rotation = check_number(rotation, "rotation", low=0, high=180)
     check_generator(generator)
     crops = []
-    for n, size, scale in zip(
-        (n_large, n_small), (large_size, small_size), scales, strict=True
-    ):
+    for n, size, scale in zip((n_large, n_small), (large_size, small_size), scales, strict=True):
         if n:
             grid = _crop_grid(images, n, size, scale, ratio, math.radians(rotation), generator)
             crops += _sampled(images, grid, n)
