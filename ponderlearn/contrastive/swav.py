@@ -228,7 +228,7 @@ class Prototypes(nn.Module):
 class CodeStats(NamedTuple):
     "What `SwAVLoss.stats` holds after a forward pass: scalars, without a gradient."
 
-    gap: Tensor  # log K - loss: 0 or below is collapsed or stuck, above is useful
+    gap: Tensor  # log K - loss: with balance, 0 or less is collapsed or stuck, more is useful
     used: Tensor  # prototypes that are the nearest one of some feature of this batch
     perplexity: Tensor  # of the nearest prototypes: 1 (all features at one) to K
     spread: Tensor  # 1 - squared length of the mean unit feature: 0 collapsed, 1 spread evenly
