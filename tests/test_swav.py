@@ -335,6 +335,15 @@ def test_frozen_prototypes_stay_whatever_the_optimizer():
     assert not torch.equal(made.weight, before)
 
 
+def test_gradients_accumulate_over_calls_of_freeze():
+    made, x = Prototypes(8, 5, generator=seeded(0)), torch.randn(3, 8, generator=seeded(1))
+    made.freeze(False)(x).sum().backward()
+    once = made.weight.grad.clone()
+    made.freeze(False)(x).sum().backward()
+    assert once.any() and torch.allclose(made.weight.grad, 2 * once)
+    assert made.freeze().weight.grad is None
+
+
 def test_two_forward_passes_before_a_backward_pass():
     loss_fn = SwAVLoss(Prototypes(8, 5))
     batches = [[torch.randn(6, 8, requires_grad=True) for _ in range(2)] for _ in range(2)]
@@ -460,6 +469,32 @@ def test_crops_of_a_ramp_lie_inside_and_have_the_area():
         shape = sides[:, 0] / sides[:, 1]
         assert 0.49 < shape.min() < 0.6 and 1.7 < shape.max() < 2.01
     assert not torch.equal(crops[1], crops[2])
+
+
+def test_a_side_longer_than_the_image_is_cut_to_it():
+    "Then the crop has less than its area; a side is a share of the image, also where H is not W."
+    H, W = 40, 60
+    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    ramp = torch.stack([x, y]).double()[None].expand(5, 2, H, W)
+    how = {"large_size": 8, "small_size": 5, "n_large": 1, "n_small": 1, "generator": seeded(0)}
+    how |= {"large_scale": (0.9, 0.9), "small_scale": (0.25, 0.25)}
+    for ratio in (1.0, 1.6):  # 0.9 * 1.6 > 1
+        large, small = multi_crop(ramp, ratio=(ratio, ratio), **how)
+        ends = (large[..., -1, -1] - large[..., 0, 0]) * 8 / 7 / torch.tensor([W, H])
+        wanted = (min(1, (0.9 * ratio) ** 0.5), (0.9 / ratio) ** 0.5)
+        assert torch.allclose(ends, torch.tensor(wanted).double().expand(5, 2), atol=1e-5)
+        ends = (small[..., -1, -1] - small[..., 0, 0]) * 5 / 4 / torch.tensor([W, H])
+        wanted = ((0.25 * ratio) ** 0.5, (0.25 / ratio) ** 0.5)
+        assert torch.allclose(ends, torch.tensor(wanted).double().expand(5, 2), atol=1e-5)
+
+
+def test_shrinking_does_not_smooth():
+    "Stripes one pixel wide stay stripes, or become one color: there is no antialiasing."
+    x = (torch.arange(64) % 2).double().expand(1, 1, 64, 64)
+    how = {"large_size": 32, "small_size": 8, "n_large": 1, "n_small": 0, "ratio": (1.0, 1.0)}
+    (crop,) = multi_crop(x, large_scale=(0.5, 0.5), **how, generator=seeded(0))
+    smooth = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
+    assert crop.std() > 0.2 and smooth.std() < 0.1
 
 
 def test_rotation_is_in_pixels():

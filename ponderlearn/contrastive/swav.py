@@ -214,13 +214,14 @@ class Prototypes(nn.Module):
         frozen: bool = True,  # False: let them learn
     ) -> "Prototypes":
         """Keep the prototypes as they are: no gradient, so no optimizer moves them, weight decay
-        neither.
+        neither. Letting them learn again keeps gradients that were accumulated.
 
         >>> Prototypes(8, 5).freeze().weight.requires_grad
         False"""
         check_bool(frozen=frozen)
         self.weight.requires_grad_(not frozen)
-        self.weight.grad = None
+        if frozen:
+            self.weight.grad = None
         return self
 
 # %% ../../nbs/03_contrastive/02_swav.ipynb #db4743a7
@@ -228,7 +229,7 @@ class Prototypes(nn.Module):
 class CodeStats(NamedTuple):
     "What `SwAVLoss.stats` holds after a forward pass: scalars, without a gradient."
 
-    gap: Tensor  # log K - loss: with balance, 0 or less is collapsed or stuck, more is useful
+    gap: Tensor  # log K - loss: about 0 is stuck; about log K, without balance, is collapsed
     used: Tensor  # prototypes that are the nearest one of some feature of this batch
     perplexity: Tensor  # of the nearest prototypes: 1 (all features at one) to K
     spread: Tensor  # 1 - squared length of the mean unit feature: 0 collapsed, 1 spread evenly
@@ -370,6 +371,10 @@ def multi_crop(
 ) -> list[Tensor]:
     """Crops of each image, `n_large` tensors (B, C, large_size, large_size), then `n_small` smaller
     ones; one bilinear resampling a resolution for the whole batch, on the images' device.
+
+    A side longer than the image is cut to it, so a large crop can have less than its area. Sides
+    are shares of the image's: `ratio` 1 has the shape of the image. Without antialiasing: shrink
+    large photographs first.
 
     ValueError or TypeError for a bad argument.
 
