@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['leaves', 'tree_map', 'n_rows', 'take_rows', 'align', 'SequenceBatch', 'length_mask', 'reduce', 'at_least_float32',
-           'draw', 'mlp']
+           'no_autocast', 'draw', 'mlp']
 
 # %% ../nbs/00_foundations/06_nested.ipynb #c4e81f36
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -140,6 +141,15 @@ def at_least_float32(
 ) -> Tensor:
     "`x` in float32, or as it is in float64."
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(
+    x: Tensor,  # says which device
+) -> AbstractContextManager:
+    "A context in which products of matrices stay in the dtype of their factors."
+    where = x.device.type
+    known = torch.amp.is_autocast_available(where)
+    return torch.autocast(where, enabled=False) if known else nullcontext()
 
 
 def draw(

@@ -23,6 +23,7 @@ from ponderlearn.records import HOLDS
 ROOT = course_root()
 NOTEBOOKS = [c for c in CATALOGUE if c.notebook]
 CHAPTERS = [c for c in PAPERS if c.notebook]
+METHODS = [c for c in NOTEBOOKS if c.kind == "method"]
 FILES = [Path(c.notebook) for c in NOTEBOOKS] + [Path("index.ipynb")]
 SECTIONS = [
     "Summary",
@@ -41,6 +42,15 @@ SECTIONS = [
     "Appendix",
 ]
 OPTIONAL = {"Making it fast", "The data", "Appendix"}
+# Those of a notebook of kind "method", which several chapters share.
+METHOD_SECTIONS = [
+    "In one picture",
+    "The method, step by step",
+    "Making it fast",
+    "Checks",
+    "Play with it",
+    "Exercises",
+]
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 MACHINE = (
     r"/work/|/root/|/home/\w|/Users/\w|/opt/\w|[A-Z]:\\\\Users|site-packages|"
@@ -56,17 +66,19 @@ class Size(NamedTuple):
     kilobytes: int  # of the file
     sliders: int  # kilobytes of the pictures behind sliders
     longest: int  # lines of the longest cell
-    typical: float = 0  # lines of the median cell; of chapters only, like what follows
+    typical: float = 0  # lines of the median cell; not of foundations, like what follows
     lines: int = 0  # lines in all
     minutes: int = 0  # to read, by the card
 
 
 LIMIT = Size(0, 750, 350, 30, 8, 500, 75)
+METHOD_LIMIT = LIMIT._replace(minutes=30)
 
 
 every = pytest.mark.parametrize("path", FILES, ids=str)
 notebooks = pytest.mark.parametrize("c", NOTEBOOKS, ids=lambda c: c.name)
 chapters = pytest.mark.parametrize("c", CHAPTERS, ids=lambda c: c.name)
+lessons = pytest.mark.parametrize("c", CHAPTERS + METHODS, ids=lambda c: c.name)
 
 
 @cache
@@ -228,11 +240,12 @@ def test_sizes(c):
         len(text(Path(c.notebook)).encode()) // 1000,
         sum(map(len, widget_html(nb))) // 1000,
         max(seen),
-        *((median(seen), sum(seen), c.minutes) if c.kind == "paper" else ()),
+        *((median(seen), sum(seen), c.minutes) if c.kind != "foundation" else ()),
     )
+    limit = METHOD_LIMIT if c.kind == "method" else LIMIT
     over = {
         name: f"{x}, at most {most}"
-        for name, x, most in zip(Size._fields, found, LIMIT, strict=True)
+        for name, x, most in zip(Size._fields, found, limit, strict=True)
         if x > most
     }
     assert not over
@@ -356,21 +369,22 @@ def test_outputs_hold_no_error_and_no_noise(c):
 # The anatomy of a chapter
 
 
-@chapters
+@lessons
 def test_sections(c):
-    found = [h for h in headings(read(c.notebook)) if h in SECTIONS]
-    wanted = [h for h in SECTIONS if h in found or h not in OPTIONAL]
+    order = METHOD_SECTIONS if c.kind == "method" else SECTIONS
+    found = [h for h in headings(read(c.notebook)) if h in order]
+    wanted = [h for h in order if h in found or h not in OPTIONAL]
     assert found == wanted
 
 
-@chapters
+@lessons
 def test_first_code_cell_installs_on_colab_only(c):
     first = code(read(c.notebook))[0]["source"]
     assert re.match(r"#\|\s*(hide|echo:\s*false)\b", first)
     assert "google.colab" in first and "ponderlearn[course]" in first
 
 
-@chapters
+@lessons
 def test_card_stands_before_the_first_section(c):
     cells = read(c.notebook)["cells"]
     where = next(
@@ -407,7 +421,7 @@ def section(nb, name):
 
 
 @pytest.mark.stored
-@chapters
+@lessons
 def test_first_section_draws_and_the_widget_moves(c):
     nb = read(c.notebook)
     drawn = [
@@ -445,7 +459,7 @@ def test_claims_are_recorded_and_shown(c):
     assert run == [nb["metadata"]["ponderlearn"]]
 
 
-@chapters
+@lessons
 def test_exercises_have_solutions(c):
     cells = section(read(c.notebook), "Exercises")
     solved, number = {}, None
@@ -457,7 +471,8 @@ def test_exercises_have_solutions(c):
                 solved[number] = 0
         elif tagged and number is not None:
             solved[number] += cell["cell_type"] == "code"
-    assert len(solved) >= 5 and list(solved) == list(range(1, len(solved) + 1))
+    assert len(solved) >= (3 if c.kind == "method" else 5)
+    assert list(solved) == list(range(1, len(solved) + 1))
     assert all(solved.values()), (
         f"exercises without a solution that runs: {[n for n, k in solved.items() if not k]}"
     )

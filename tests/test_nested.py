@@ -20,6 +20,7 @@ from ponderlearn._nested import (
     length_mask,
     mlp,
     n_rows,
+    no_autocast,
     reduce,
     take_rows,
     tree_map,
@@ -188,6 +189,16 @@ def test_at_least_float32(dtype):
     assert at_least_float32(torch.ones(2, dtype=dtype)).dtype == torch.float32
     x = torch.ones(2, dtype=torch.float64)
     assert at_least_float32(x) is x
+
+
+def test_no_autocast_keeps_the_dtype_on_any_device():
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with no_autocast(x):
+            assert (x @ x).dtype == torch.float32
+    with no_autocast(torch.ones(2, device="meta")):  # a device without autocast
+        pass
 
 
 def test_draws_come_from_the_generator():
