@@ -10,7 +10,6 @@ __all__ = ['Codes', 'sinkhorn_codes', 'swapped_prediction_loss', 'Prototypes', '
 #| code-fold: true
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -33,7 +32,7 @@ from ponderlearn._check import (
     check_tensor,
     need,
 )
-from .._nested import at_least_float32, draw, reduce
+from .._nested import at_least_float32, draw, no_autocast, reduce
 from .infonce import NegativeQueue
 
 # %% ../../nbs/03_contrastive/02_swav.ipynb #197b70b8
@@ -82,9 +81,8 @@ def _marginal_error(codes: Tensor) -> Tensor:
 #| code-fold: true
 def _balanced(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
     "The same codes by products of the matrix with a vector; nothing over- or underflows."
-    where, scale = scores.device.type, 1 / (epsilon * math.log(2))  # powers of 2 are faster
-    known = torch.amp.is_autocast_available(where)
-    with torch.autocast(where, enabled=False) if known else nullcontext():
+    scale = 1 / (epsilon * math.log(2))  # powers of 2 are faster
+    with no_autocast(scores):
         while True:
             log = (scores - scores.amax(-2, keepdim=True)).mul_(scale)  # shifts that cancel
             top = log.amax(-1, keepdim=True)  # <= 0; 0 where a sample is a prototype's best
