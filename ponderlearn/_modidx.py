@@ -495,8 +495,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                                                                     'ponderlearn/contrastive/alignment_uniformity.py'),
                                                               'ponderlearn.contrastive.alignment_uniformity._LogMeanExp.setup_context': ( 'nbs/03_contrastive/alignment_uniformity.html#_logmeanexp.setup_context',
                                                                                                                                           'ponderlearn/contrastive/alignment_uniformity.py'),
-                                                              'ponderlearn.contrastive.alignment_uniformity._full_precision': ( 'nbs/03_contrastive/alignment_uniformity.html#_full_precision',
-                                                                                                                                'ponderlearn/contrastive/alignment_uniformity.py'),
                                                               'ponderlearn.contrastive.alignment_uniformity._pairs': ( 'nbs/03_contrastive/alignment_uniformity.html#_pairs',
                                                                                                                        'ponderlearn/contrastive/alignment_uniformity.py'),
                                                               'ponderlearn.contrastive.alignment_uniformity._row_logs': ( 'nbs/03_contrastive/alignment_uniformity.html#_row_logs',

@@ -479,3 +479,19 @@ def test_with_many_negatives_the_loss_of_a_batch_is_near_the_two_terms():
     z2 = F.normalize(z1 + 0.2 * unit(600, 8, 1), dim=1)
     found = nt_xent_loss(z1, z2, temperature=0.5).item() - math.log(2 * 600 - 2)
     assert found == pytest.approx(sum(contrastive_limit(z1, z2, 0.5)).item(), abs=0.02)
+
+
+@pytest.mark.parametrize("n", [256, 257, 700])
+def test_uniform_loss_in_blocks_of_rows(n):
+    x = F.normalize(torch.randn(n, 5, generator=seeded(0)).double(), dim=1).requires_grad_()
+    potential = torch.exp(-3.0 * torch.cdist(x, x).square()).triu(1).sum()
+    wanted = (potential / (n * (n - 1) / 2)).log()
+    found = uniform_loss(x, t=3.0)
+    torch.testing.assert_close(found, wanted)
+    slopes = [torch.autograd.grad(loss, x)[0] for loss in (found, wanted)]
+    tangents = [s - (s * x).sum(1, keepdim=True) * x for s in slopes]  # along the sphere
+    torch.testing.assert_close(*tangents)
+    both = torch.stack([x, x.flip(1)]).detach()
+    torch.testing.assert_close(torch.vmap(uniform_loss)(both)[1], uniform_loss(both[1]))
+    per_batch = torch.vmap(torch.func.grad(uniform_loss))(both)
+    torch.testing.assert_close(per_batch[1], torch.func.grad(uniform_loss)(both[1]))

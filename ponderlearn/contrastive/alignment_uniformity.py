@@ -9,7 +9,6 @@ __all__ = ['align_loss', 'uniform_loss', 'uniform_optimum', 'AlignUniformLoss', 
 # %% ../../nbs/03_contrastive/01_alignment_uniformity.ipynb #6456e5ab
 #| code-fold: true
 import math
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from .._check import check as demand
 from .._check import check_bool, check_int, check_number, check_tensor
-from .._nested import at_least_float32, reduce
+from .._nested import at_least_float32, no_autocast, reduce
 
 # %% ../../nbs/03_contrastive/01_alignment_uniformity.ipynb #fd8e7d10
 #| code-fold: true
@@ -59,13 +58,19 @@ class _LogMeanExp(torch.autograd.Function):
 
     @staticmethod
     def forward(x, y, scale, same):
-        e = scale * (x @ y.mT)
-        if same:
-            e.diagonal().fill_(-math.inf)
-        top = e.max()
-        e = e.sub_(top).exp_()
-        total, n = e.sum(), e.numel() - len(x) * same
-        return top + total.log() - math.log(n), e, total
+        parts, step = [], 256 if same else len(x)
+        for i in range(0, len(x), step):  # of equal pairs (i, j) and (j, i) only one
+            s = scale * (x[i : i + step] @ (y[i:] if same else y).mT)
+            if same:
+                s.diagonal().fill_(-math.inf)
+            parts.append(s)
+        top = torch.stack([s.max() for s in parts]).max()
+        parts = [s.sub_(top).exp_() for s in parts]
+        total = sum(s.sum() for s in parts)
+        if len(parts) > 1:
+            total = 2 * total - sum(s[:, : len(s)].sum() for s in parts)
+        n = len(x) * (len(y) - same)
+        return top + total.log() - math.log(n), total, *parts
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -75,13 +80,21 @@ class _LogMeanExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, *_):
-        x, y, e, total = ctx.saved_tensors
+        x, y, total, *parts = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives the weights depend on x and y
-            e, total = _weights(x, y, ctx.scale, ctx.same), 1
+            parts, total = [_weights(x, y, ctx.scale, ctx.same)], 1
         g = g * ctx.scale / total
-        if ctx.same:
-            return 2 * g * (e @ x), None, None, None
-        return g * (e @ y), g * (e.mT @ x), None, None
+        if not ctx.same:
+            return g * (parts[0] @ y), g * (parts[0].mT @ x), None, None
+        if len(parts) == 1:
+            return 2 * g * (parts[0] @ x), None, None, None
+        out, i = torch.zeros_like(x), 0
+        for e in parts:
+            j = i + len(e)
+            out[i:j] += e @ x[i:]
+            out[j:] += e[:, len(e) :].mT @ x[i:j]
+            i = j
+        return 2 * g * out, None, None, None
 
 # %% ../../nbs/03_contrastive/01_alignment_uniformity.ipynb #6c1d40ae
 #| code-fold: true
@@ -98,13 +111,6 @@ def _unit(x: Tensor, argument: str) -> None:
     "ValueError unless the rows of x (B, D) have unit norm, to 1 %."
     off = (torch.linalg.vector_norm(x, dim=1) - 1).abs().max().item()
     demand(off < 0.01, argument, "have rows of unit norm", f"a row that is off by {off:.3g}")
-
-
-def _full_precision(x: Tensor):
-    "A context in which matrix products keep the dtype of `x`, under autocast too."
-    kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 # %% ../../nbs/03_contrastive/01_alignment_uniformity.ipynb #f1e39db9
 #| code-fold: true
@@ -137,7 +143,7 @@ def uniform_loss(
     if check:
         _unit(x, "x")
         _unit(y, "other")
-    with _full_precision(x):
+    with no_autocast(x):
         return _LogMeanExp.apply(x, y, 2 * t, other is None)[0] - 2 * t  # (au-uniform)
 
 # %% ../../nbs/03_contrastive/01_alignment_uniformity.ipynb #e22dd5d7
@@ -256,7 +262,7 @@ def _unit_pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _row_logs(z: Tensor, scale: float, chunk_size: int):
     "For chunks of rows i of z (n, D): log mean over j != i of exp(scale z_i . z_j)."
     for start in range(0, len(z), chunk_size):
-        with _full_precision(z):
+        with no_autocast(z):
             s = scale * (z[start : start + chunk_size] @ z.mT)
         s.diagonal(start).fill_(-math.inf)  # the row itself
         yield s.logsumexp(1) - math.log(len(z) - 1)
