@@ -1,5 +1,6 @@
 """ponderlearn.training: what a notebook should not carry: kills, processes, faults, messages."""
 
+import gc
 import hashlib
 import io
 import math
@@ -36,6 +37,7 @@ from ponderlearn.training import (
     label_noise_errors,
     load_checkpoint,
     noisy_network,
+    one_cycle,
     progress,
     rows_of,
     save_checkpoint,
@@ -737,6 +739,28 @@ def test_functions_of_a_notebook_reach_the_processes():
     assert out["product"].tolist() == [0, 10, 20, 30] and os.getpid() not in set(out.pid)
     share = os.environ.get("OMP_NUM_THREADS") or str(max(1, joblib.cpu_count() // 2))
     assert set(out.omp) == {share} and set(out.threads) == {int(share)}
+
+
+@pytest.mark.parametrize("steps, warmup", [(1, 0.1), (3, 0.0), (10, 0.2), (50, 1.0)])
+def test_one_cycle_rises_to_one_and_falls_to_nearly_zero(steps, warmup):
+    factor = one_cycle(steps, warmup)
+    rates = [factor(step) for step in range(1, steps + 1)]
+    top = rates.index(max(rates))
+    assert max(rates) == 1 and min(rates) > 0
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:])[::-1]
+
+
+def test_workers_collect_what_a_run_left_behind():
+    def run(seed):
+        gc.disable()
+        kept = sum(type(o).__name__ == "Left" for o in gc.get_objects())
+        left = type("Left", (), {})()
+        left.itself = left
+        gc.enable()
+        return {"kept": kept, "pid": os.getpid()}
+
+    out = sweep(run, 6, n_jobs=2, bar=False)
+    assert out.pid.nunique() < 6 and set(out.kept) == {0}
 
 
 def test_where_a_sweep_runs(monkeypatch):

@@ -121,6 +121,9 @@ EXAMPLES = {
     ),
     "save_checkpoint": save_checkpoint,
     "load_checkpoint": load_checkpoint,
+    "one_cycle": lambda: Call(training.one_cycle, steps=10, warmup=ok(0.2, 0, 1)).then(
+        lambda factor: [factor(step) for step in range(1, 11)]
+    ),
     "fit": fit,
     "sweep": sweep,
     "rows_of": lambda: Call(training.rows_of, table=table(), width=ok(2, 1, True)).then(scores),
