@@ -5,10 +5,13 @@ import platform
 import time
 from collections.abc import Callable
 from datetime import date
+from operator import itemgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from ponderlearn.cards import bench_table
 from ponderlearn.catalogue import write_atomic
@@ -59,6 +62,22 @@ def ratio_interval(
     low, high = np.quantile(theirs / ours, [0.025, 0.975])
     mine, peer = np.median(seconds, axis=0)
     return Interval(float(peer / mine), float(low), float(high))
+
+
+def peak_megabytes(
+    update: Callable,  # called once before, and once while its memory is watched
+) -> float:
+    "Megabytes that torch holds at most during one update, over what it held before."
+    update()
+    with TemporaryDirectory() as folder:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            update()
+        found.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    sizes = [(e["ts"], e["args"]) for e in events if e["name"] == "[memory]"]
+    sizes = [x for _, x in sorted(sizes, key=itemgetter(0))]
+    start = sizes[0]["Total Allocated"] - sizes[0]["Bytes"]
+    return round((max(x["Total Allocated"] for x in sizes) - start) / 1e6, 1)
 
 
 def machine() -> str:

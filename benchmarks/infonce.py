@@ -10,17 +10,14 @@ Run with `make bench`, or: python benchmarks/infonce.py
 
 import importlib.metadata
 import importlib.util
-import json
 import sys
-from operator import itemgetter
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import torch
-from compare import interleaved, save
+from compare import interleaved, peak_megabytes, save
 from info_nce import info_nce
-from torch.profiler import ProfilerActivity, profile
 
 from ponderlearn.contrastive.infonce import info_nce_loss, nt_xent_loss
 
@@ -90,23 +87,9 @@ def measure(what: str, batch_size: int, repeats: int) -> dict:
     return {"what": f"{what}, B = {batch_size}", "beside": PEERS[what], **row}
 
 
-def peak(loss, xs) -> float:
-    "Megabytes that torch holds at most during one update, over what it held before."
-    update(loss, xs)
-    with TemporaryDirectory() as folder:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-            update(loss, xs)
-        found.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    sizes = [(e["ts"], e["args"]) for e in events if e["name"] == "[memory]"]
-    sizes = [x for _, x in sorted(sizes, key=itemgetter(0))]
-    start = sizes[0]["Total Allocated"] - sizes[0]["Bytes"]
-    return round((max(x["Total Allocated"] for x in sizes) - start) / 1e6, 1)
-
-
 def memory(what: str, batch_size: int) -> dict:
     xs = features(what, batch_size)
-    mine, theirs = (peak(loss, xs) for loss in SIDES[what])
+    mine, theirs = (peak_megabytes(partial(update, loss, xs)) for loss in SIDES[what])
     return {
         "what": f"{what}, B = {batch_size}",
         "beside": PEERS[what],
