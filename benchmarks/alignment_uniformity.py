@@ -13,7 +13,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from compare import interleaved, save
+from compare import both_ways, interleaved, save
 
 from ponderlearn.contrastive.alignment_uniformity import AlignUniformLoss, uniform_loss
 from ponderlearn.contrastive.infonce import nt_xent_loss
@@ -40,18 +40,6 @@ def plain_uniform(x, t=2.0):
 def unit(n: int, seed: int) -> torch.Tensor:
     x = torch.randn(n, 128, generator=torch.Generator().manual_seed(seed))
     return F.normalize(x, dim=1)
-
-
-def both_ways(loss_fn, *xs):
-    "A function that makes a forward and a backward pass."
-
-    def run():
-        for x in xs:
-            x.grad = None
-        loss_fn(*xs).backward()
-        return xs[0].grad
-
-    return run
 
 
 def along(x, g):

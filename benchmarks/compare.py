@@ -80,6 +80,21 @@ def peak_megabytes(
     return round((max(x["Total Allocated"] for x in sizes) - start) / 1e6, 1)
 
 
+def both_ways(
+    loss_fn: Callable,  # of tensors, to a scalar
+    *xs: torch.Tensor,  # leaves that require gradients
+) -> Callable:
+    "A function that makes a forward and a backward pass, and returns the first gradient."
+
+    def run():
+        for x in xs:
+            x.grad = None
+        loss_fn(*xs).backward()
+        return xs[0].grad
+
+    return run
+
+
 def machine() -> str:
     "The processor and the number of threads used, in words."
     model = platform.processor() or platform.machine()

@@ -13,7 +13,7 @@ Run with `make bench`, or: python benchmarks/relic.py
 
 import torch
 import torch.nn.functional as F
-from compare import interleaved, save
+from compare import both_ways, interleaved, save
 
 from ponderlearn.contrastive.infonce import info_nce_loss
 from ponderlearn.contrastive.relic import _Tiles, relic_loss
@@ -62,18 +62,6 @@ def no_weight(z1, z2):
 
 def info_nce(z1, z2):
     return info_nce_loss(z1, z2, temperature=TAU, symmetric=True)
-
-
-def both_ways(loss_fn, *xs):
-    "A function that makes a forward and a backward pass."
-
-    def run():
-        for x in xs:
-            x.grad = None
-        loss_fn(*xs).backward()
-        return xs[0].grad
-
-    return run
 
 
 def compared(what, mine, peers, xs, repeats) -> list[dict]:
