@@ -74,7 +74,7 @@ def _broadcast(shape: tuple, other: tuple, argument: str, got) -> torch.Size:
 # %% ../../nbs/02_architectures/02_performer.ipynb #5b775832
 #| code-fold: true
 def orthogonal_gaussian(
-    n_features: int,  # m, rows
+    n_projections: int,  # m, rows
     dim: int,  # d, width of queries and keys
     *,
     batch_shape: tuple[int, ...] = (),  # how many such matrices, say (num_heads,)
@@ -92,7 +92,7 @@ def orthogonal_gaussian(
     >>> omega = orthogonal_gaussian(4, 8, batch_shape=(2,))
     >>> omega.shape, bool((omega @ omega.mT).triu(1).abs().max() < 1e-4)
     (torch.Size([2, 4, 8]), True)"""
-    m, d = check_sizes(n_features=n_features, dim=dim)
+    m, d = check_sizes(n_projections=n_projections, dim=dim)
     check(isinstance(batch_shape, tuple), "batch_shape", "be a tuple", batch_shape, TypeError)
     batch = [check_int(n, "batch_shape", low=1, high=10**9) for n in batch_shape]
     check_choice(lengths, "lengths", ("chi", "fixed"))
@@ -325,7 +325,6 @@ def favor_attention(
     if kind == "relu":
         q, k = (relu_features(t, projection) for t in (query, key))
     else:
-        _check_projection(projection, query)
         how = {"kind": kind, "causal": is_causal, "scale": scale}
         q = softmax_features(query, projection, role="query", **how)
         k = softmax_features(key, projection, mask=key_mask, **how)
