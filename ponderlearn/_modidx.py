@@ -1169,8 +1169,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                          'ponderlearn/multitask/supsup.py'),
                                               'ponderlearn.multitask.supsup._each_gradient': ( 'nbs/07_multitask/supsup.html#_each_gradient',
                                                                                                'ponderlearn/multitask/supsup.py'),
-                                              'ponderlearn.multitask.supsup._exact': ( 'nbs/07_multitask/supsup.html#_exact',
-                                                                                       'ponderlearn/multitask/supsup.py'),
                                               'ponderlearn.multitask.supsup._facts': ( 'nbs/07_multitask/supsup.html#_facts',
                                                                                        'ponderlearn/multitask/supsup.py'),
                                               'ponderlearn.multitask.supsup._file': ( 'nbs/07_multitask/supsup.html#_file',

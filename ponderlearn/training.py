@@ -731,7 +731,9 @@ def sweep(
     backend, _ = joblib.parallel.get_active_backend()
     how = "generator" if getattr(backend, "supports_return_generator", False) else "list"
     parallel = joblib.Parallel(_jobs(n_jobs, len(tasks)), return_as=how, batch_size=1)
-    with progress(len(tasks), unit="run", bar=bar) as line:
+    with progress(len(tasks), unit="run", bar=bar) as line, warnings.catch_warnings():
+        # joblib starts a process that has grown anew; no run is lost
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
         for result in parallel(joblib.delayed(_one)(run, seed, point) for point, seed in tasks):
             results.append(result)
             line.update()

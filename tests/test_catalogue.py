@@ -127,6 +127,19 @@ def test_routes_lead_through_chapters_that_exist():
     assert all(chapter(s.chapter) and s.what for r in ROUTES for s in r.stops)
 
 
+def test_a_route_brings_what_its_chapters_need():
+    for route in ROUTES:
+        names = [s.chapter for s in route.stops]
+        for place, name in enumerate(names):
+            assert set(chapter(name).prerequisites) & set(names) <= set(names[:place]), name
+
+
+def test_the_longest_route_has_every_chapter_that_is_written():
+    longest = max(ROUTES, key=lambda r: len(r.stops))
+    written = {c.name for c in CATALOGUE if c.kind != "foundation" and c.notebook}
+    assert written <= {s.chapter for s in longest.stops}
+
+
 def test_every_notebook_is_in_the_catalogue():
     found = {
         p.relative_to(catalogue.course_root()).as_posix()

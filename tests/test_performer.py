@@ -513,7 +513,7 @@ def test_messages():
     words = "q_features must have 5 rows as the keys if causal"
     says(ValueError, words, linear_attention, a[:, :, :4], b, v, is_causal=True)
     says(ValueError, "chunk_size must lie in 1", linear_attention, a, b, v, chunk_size=0)
-    says(ValueError, "n_features must lie in 1", orthogonal_gaussian, 0, 4)
+    says(ValueError, "n_projections must lie in 1", orthogonal_gaussian, 0, 4)
     says(ValueError, "lengths must be one of 'chi', 'fixed'", orthogonal_gaussian, 2, 4, lengths=1)
     says(TypeError, "state must be a pair", linear_attention_step, a, a[0, 0], b[0, 0], v[0, 0])
     layer = FavorAttention(4, 2)

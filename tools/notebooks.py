@@ -18,23 +18,12 @@ from ponderlearn.course import CATALOGUE
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 20  # seconds of one thread
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-KEEP = {  # glibc keeps memory that was freed, which saves time in the kernel
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-}
 RUN = """
-import gc
 import sys
 from pathlib import Path
 from nbdev.test import test_nb
 
-path = Path(sys.argv[1])
-if "import torch" in path.read_text(encoding="utf-8"):
-    import matplotlib.pyplot, sklearn.cluster, sklearn.datasets, sklearn.linear_model
-    import ponderlearn.data, ponderlearn.metrics, ponderlearn.training, ponderlearn.viz
-
-    gc.freeze()  # a notebook that calls the garbage collector need not go through PyTorch each time
-passed, _ = test_nb(path, skip_flags=["notest"], basepath=sys.argv[2])
+passed, _ = test_nb(Path(sys.argv[1]), skip_flags=["notest"], basepath=sys.argv[2])
 sys.exit(not passed)
 """
 
@@ -44,7 +33,7 @@ def run(path: Path) -> tuple[Path, float, int, str]:
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, path, ROOT],
         cwd=ROOT,
-        env=os.environ | ONE_THREAD | KEEP | {"PONDERLEARN_SCALE": "quick"},
+        env=os.environ | ONE_THREAD | {"PONDERLEARN_SCALE": "quick"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

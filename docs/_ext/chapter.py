@@ -147,6 +147,17 @@ def provenance(run: dict, version: str) -> str:
     )
 
 
+class Equations(SphinxTransform):
+    "An equation that has a name shows it in place of a number: prose and code call it so."
+
+    default_priority = 400
+
+    def apply(self, **kwargs):
+        for node in self.document.findall(nodes.math_block):
+            if not node.get("label", "eq-").startswith("eq-"):
+                node["number"] = node["label"]
+
+
 class Head(SphinxTransform):
     "The claim under the title, and the line that says where the outputs come from."
 
@@ -408,7 +419,7 @@ def finish(app, error):
 
 def setup(app):
     app.add_node(HideCodeCellNode, override=True, html=(open_fold, close_fold))
-    for transform in (Cells, Head, GlossaryLinks):
+    for transform in (Cells, Equations, Head, GlossaryLinks):
         app.add_transform(transform)
     app.connect("html-page-context", page_context)
     app.connect("build-finished", finish)

@@ -396,7 +396,10 @@ _DISPLAY = re.compile(r"^\$\$(.+?)\$\$[ \t]*(\([^()\n]+\))?[ \t]*$", re.M | re.S
 
 
 def number_equations(cells: list, stem: str) -> list:
-    "Give each displayed equation without a label one, so that each has a number and can be linked."
+    "Each displayed equation gets a label if it has none; the name of a label in prose leads to it."
+    prose = [c.source for c in cells if c.cell_type == "markdown"]
+    own = {m[2][1:-1] for source in prose for m in _DISPLAY.finditer(source) if m[2]}
+    named = re.compile(rf"(?<!\$\$ )\(({'|'.join(map(re.escape, sorted(own))) or '(?!)'})\)")
     n = 0
 
     def label(m):
@@ -408,9 +411,15 @@ def number_equations(cells: list, stem: str) -> list:
         if cell.cell_type == "markdown":
             parts = re.split(r"(^```.*?^```[ \t]*$)", cell.source, flags=re.M | re.S)
             cell["source"] = "".join(
-                p if p.startswith("```") else _DISPLAY.sub(label, p) for p in parts
+                p if p.startswith("```") else named.sub(to_equation, _DISPLAY.sub(label, p))
+                for p in parts
             )
     return cells
+
+
+def to_equation(m) -> str:
+    "A link to the equation with this label."
+    return f'<a class="to-equation" href="#equation-{m[1]}">({m[1]})</a>'
 
 
 def fold_solutions(cells: list) -> list:

@@ -68,7 +68,7 @@ def halting_log_probs(
     *,
     truncation: str = "remainder",  # what makes it sum to 1: "remainder", "renormalize" or "none"
 ) -> Tensor:
-    """Log-probabilities of halting at steps 1..N, eq. (2), in the shape of `logits`.
+    """Log-probabilities of halting at steps 1..N (ponder-p), in the shape of `logits`.
 
     In float32 or better; finite logits give finite results and gradients. If all logits are -inf,
     "renormalize" gives NaN (nothing is left to divide); "remainder" puts the mass on step N.
@@ -87,7 +87,7 @@ def halting_log_probs(
     if truncation == "remainder":
         last = torch.arange(len(a), device=a.device) == len(a) - 1
         log_halt = log_halt.masked_fill(align(last, a), 0.0)
-    log_p = log_halt + log_survival  # (2)
+    log_p = log_halt + log_survival  # (ponder-p)
     return log_p.log_softmax(0) if truncation == "renormalize" else log_p
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #001950f7
@@ -95,7 +95,7 @@ def halting_log_probs(
 def expected_steps(
     log_p: Tensor,  # log-probabilities of halting (N, ...), as from `halting_log_probs`
 ) -> Tensor:
-    """Expected halting step, the sum over n of n p_n of eq. (2): shape (...), float32 or better.
+    """Expected halting step, the sum of n p_n over n (ponder-p): shape (...), float32 or better.
 
     TypeError for what is no float tensor, ValueError for no steps.
 
@@ -119,7 +119,7 @@ def geometric_prior(
     dtype: torch.dtype | None = None,  # float dtype of the result; None is torch's default
     device: torch.device | str | None = None,  # where the result lies
 ) -> Tensor:
-    """The geometric prior over steps 1..N, eq. (3), shape (N,), computed in log space.
+    """The geometric prior over steps 1..N (ponder-prior), shape (N,), computed in log space.
 
     ValueError or TypeError for a lambda_p outside (0, 1), fewer than one step, an unknown
     truncation, a dtype that is not floating or a device that torch does not know.
@@ -136,7 +136,7 @@ def geometric_prior(
     check_dtype(dtype)
     check_device(device)
     log_go, log_halt = math.log1p(-lambda_p), math.log(lambda_p)
-    log_p = [n * log_go + log_halt for n in range(n_steps)]  # (3)
+    log_p = [n * log_go + log_halt for n in range(n_steps)]  # (ponder-prior)
     if truncation == "remainder":
         log_p[-1] -= log_halt
     elif truncation == "renormalize":
@@ -150,7 +150,7 @@ def steps_for_mass(
     lambda_p: float,  # the prior's parameter, in (0, 1)
     epsilon: float = 0.05,  # mass that may remain after the last step, in (0, 1)
 ) -> int:
-    """Least n for which the geometric prior's first n steps hold more than 1 - epsilon, eq. (6).
+    """Least n whose first n steps hold more than 1 - epsilon of the geometric prior (ponder-mass).
 
     ValueError or TypeError for a number outside (0, 1).
 
@@ -161,13 +161,13 @@ def steps_for_mass(
     """
     lambda_p = check_number(lambda_p, "lambda_p", low=0, high=1, open_low=True, open_high=True)
     epsilon = check_number(epsilon, "epsilon", low=0, high=1, open_low=True, open_high=True)
-    return math.floor(math.log(epsilon) / math.log1p(-lambda_p) + 1e-12) + 1  # (6)
+    return math.floor(math.log(epsilon) / math.log1p(-lambda_p) + 1e-12) + 1  # (ponder-mass)
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #fbb9a0da
 #| code-fold: true
 def _kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
     "Sum over the steps of p (log p - log q), shape (...); a term with p = 0 counts 0."
-    return (p * (log_p - log_q).masked_fill(log_p == -math.inf, 0.0)).sum(0)  # (4)
+    return (p * (log_p - log_q).masked_fill(log_p == -math.inf, 0.0)).sum(0)  # (ponder-kl)
 
 
 def halting_kl(
@@ -177,7 +177,7 @@ def halting_kl(
     reduction: str = "mean",  # over the distributions: "mean", "none" or "sum"
     reverse: bool = False,  # KL(prior || p) instead, for the ablation
 ) -> Tensor:
-    """KL(p || prior) in nats, eq. (4): a scalar, or shape (...) with "none"; float32 or better.
+    """KL(p || prior) in nats (ponder-kl): a scalar, or shape (...) with "none"; float32 or better.
 
     Terms with p = 0 count 0. TypeError for what is no float tensor or flag, ValueError for shapes
     or devices that do not fit together or an unknown reduction.
@@ -199,7 +199,7 @@ def halting_kl(
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #aa10c101
 #| code-fold: true
 class Pondered(NamedTuple):
-    """What `PonderNet.forward` returns: all N steps of eq. (1).
+    """What `PonderNet.forward` returns: all N steps of (ponder-step).
 
     ```python
     pondered = PonderNet(MLPStep(5, 16, 3), n_steps=4)(torch.randn(8, 5))
@@ -209,7 +209,7 @@ class Pondered(NamedTuple):
 
     outputs: Tensor  # prediction of each step (N, B, ...), or a tuple, list or dict of them
     logits: Tensor  # halting logits (N, B)
-    log_p: Tensor  # log-probabilities of halting (N, B), eq. (2)
+    log_p: Tensor  # log-probabilities of halting (ponder-p), (N, B)
     state: object  # state after step N
     truncation: str = "remainder"  # how log_p was made to sum to one
 
@@ -236,7 +236,7 @@ def _prior_like(log_p: Tensor, lambda_p: float, truncation: str) -> Tensor:
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #ef9f1d83
 #| code-fold: true
 class PonderLoss(NamedTuple):
-    """What `ponder_loss` returns, eq. (5); scalars, or shape (...) each with reduction 'none'.
+    """What `ponder_loss` returns (ponder-loss); scalars, or shape (...) each with reduction 'none'.
 
     ```python
     result = ponder_loss(torch.rand(3, 5), torch.zeros(3, 5))
@@ -260,7 +260,7 @@ def ponder_loss(
     reduction: str = "mean",  # over the inputs: "mean", "none" or "sum"
     reverse: bool = False,  # KL(prior || p) instead, for the ablation
 ) -> PonderLoss:
-    """PonderNet's loss, eq. (5): the expected loss plus beta KL(p || geometric prior).
+    """PonderNet's loss (ponder-loss): the expected loss plus beta KL(p || geometric prior).
 
     In float32 or better. ValueError for losses that are reduced or of another shape, a truncation
     that is not the network's, numbers out of range; TypeError for what is no float tensor.
@@ -286,7 +286,7 @@ def ponder_loss(
     else:
         kl = _kl(p, log_p, log_prior)
     steps = expected_steps(log_p.detach())
-    parts = reconstruction + beta * kl, reconstruction, kl, steps  # (5)
+    parts = reconstruction + beta * kl, reconstruction, kl, steps  # (ponder-loss)
     return PonderLoss(*(reduce(part, reduction) for part in parts))
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #d3e63df3
@@ -298,7 +298,7 @@ def optimal_halting(
     *,
     truncation: str = "remainder",  # how the prior is truncated: "remainder" or "renormalize"
 ) -> Tensor:
-    """Log-probabilities (N, ...) that minimize eq. (5) for fixed losses: the optimum of eq. (8).
+    """Log-probabilities (N, ...) that minimize (ponder-loss) for fixed losses (ponder-optimum).
 
     In float32 or better. ValueError or TypeError for what is no float tensor (N, ...), numbers out
     of range or an unknown truncation.
@@ -311,15 +311,17 @@ def optimal_halting(
     losses = _check_steps(step_losses, "step_losses")
     beta = check_number(beta, "beta", low=0, open_low=True)
     check_choice(truncation, "truncation", ("remainder", "renormalize"))
-    return (_prior_like(losses, lambda_p, truncation) - losses / beta).log_softmax(0)  # (8)
+    # (ponder-optimum)
+    return (_prior_like(losses, lambda_p, truncation) - losses / beta).log_softmax(0)
 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #c05d2348
 #| code-fold: true
 class PonderHead(nn.Module):
     """Prediction (..., output_size) and halting logit (...) from a state (..., hidden_size).
 
-    One linear layer for both, the output and a of eq. (1). ValueError or TypeError for sizes below
-    1 or a lambda_init outside (0, 1), and in a call for a state of another width, dtype or device.
+    One linear layer for both, the output and a (ponder-step). ValueError or TypeError for sizes
+    below 1 or a lambda_init outside (0, 1), and in a call for a state of another width, dtype or
+    device.
 
     ```python
     class Count(nn.Module):  # a step function of your own: any network, then a head
@@ -395,7 +397,7 @@ def prediction_entropy(
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #8feb20d9
 #| code-fold: true
 class RecurrentStep(nn.Module):
-    """A recurrent cell that sees x at every step, with a `PonderHead` on its state: eq. (1).
+    """A recurrent cell that sees x at every step, with a `PonderHead` on its state (ponder-step).
 
     A GRU, an LSTM or a tanh RNN. ValueError or TypeError for sizes below 1 or an unknown cell, and
     in a call for inputs of another width, dtype or device; an LSTM's state is a pair.
@@ -485,7 +487,7 @@ def _gru_update(gates: Tensor, new: Tensor, h: Tensor, weight: Tensor, bias: Ten
 
 @patch
 def advance(self: RecurrentStep, x: tuple[Tensor, ...], state=None):
-    "One update of the cell from the encoded input, eq. (1); an LSTM's state is the pair (h, c)."
+    "One update of the cell from the encoded input (ponder-step); an LSTM's state is (h, c)."
     state, cell = self._begin(x, state), self.cell
     if self.kind == "gru":
         return _gru_update(*x, state, cell.weight_hh, cell.bias_hh)
@@ -506,7 +508,7 @@ def unroll(self: RecurrentStep, x: tuple[Tensor, ...], state, n_steps: int):
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #415ad1ec
 #| code-fold: true
 class PonderNet(nn.Module):
-    """A step function, eq. (1), that is repeated until it halts.
+    """A step function (ponder-step) that is repeated until it halts.
 
     `step(x, state) -> (output, halt_logit, state)`; `state` is None at the first step unless
     `init_state` makes one. It is a tensor or any nested tuple, list or dict of tensors, batch
@@ -631,7 +633,7 @@ def forward(
     x,  # input: a tensor (B, ...) or nested tuples, lists, dicts of tensors
     state=None,  # first state; None asks `init_state`
 ) -> Pondered:
-    """All N steps of eq. (1), none halted: predictions, halting logits, log-probabilities, state.
+    """All N steps (ponder-step), none halted: outputs, halting logits, log-probabilities, state.
 
     TypeError or ValueError for x or a state that holds no tensors with B rows, and for what the
     step returns without them.
@@ -700,7 +702,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) 
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #41146c1c
 #| code-fold: true
 class TransformerStep(nn.Module):
-    """One pre-norm transformer layer, shared by all steps: eq. (1) with the tokens as the state.
+    """One pre-norm transformer layer for all steps (ponder-step), with the tokens as the state.
 
     x is the tokens (B, T, embed_dim), or a pair of them and a key_mask (B, T), True at real tokens.
     The head reads the last token, so pad in front. ValueError or TypeError for sizes below 1, an
@@ -743,7 +745,7 @@ class TransformerStep(nn.Module):
 #| code-fold: true
 @patch
 def advance(self: TransformerStep, x, state: Tensor | None = None) -> Tensor:
-    "One application of the layer, eq. (1): the next tokens (B, T, embed_dim)."
+    "One application of the layer (ponder-step): the next tokens (B, T, embed_dim)."
     weight = self.mix.weight
     if state is None:
         h, key_mask = _tokens(x, self.embed_dim, weight)
@@ -797,19 +799,19 @@ def _halts(logit: Tensor, spent: Tensor, rule: str, threshold: float, generator)
     if rule == "halt_prob":
         return torch.sigmoid(logit) > threshold
     bound = -math.log1p(-threshold) * (1 - 1e-6) if threshold < 1 else math.inf
-    return spent >= bound  # (9), up to rounding
+    return spent >= bound  # (ponder-median), up to rounding
 
 
 def halting_steps(
     logits: Tensor,  # halting logits (N, B)
     *,
-    rule: str = "sample",  # "sample" (the paper's), "threshold" of eq. (9), or "halt_prob"
+    rule: str = "sample",  # "sample" (the paper's), "threshold" (ponder-median), or "halt_prob"
     threshold: float = 0.5,  # in (0, 1], for the two rules without chance
     generator: torch.Generator | None = None,  # for "sample"
 ) -> Tensor:
     """The step at which each input halts, N at the latest: int64 of shape (B,), counted from 1.
 
-    "threshold" halts at the first n of eq. (9), "halt_prob" where lambda_n is above the threshold.
+    "threshold" halts at the first n of (ponder-median), "halt_prob" where lambda_n > threshold.
     TypeError or ValueError for logits that are no float tensor (N, B) or hold NaN, an unknown rule,
     a threshold outside (0, 1] or a wrong generator.
 
@@ -828,7 +830,7 @@ def halting_steps(
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #585955aa
 #| code-fold: true
 class Prediction(NamedTuple):
-    """What `PonderNet.predict` returns, by the rule of eq. (9) or by chance.
+    """What `PonderNet.predict` returns, by the rule of (ponder-median) or by chance.
 
     ```python
     prediction = PonderNet(MLPStep(5, 16, 3), n_steps=4).predict(torch.randn(8, 5))
@@ -851,7 +853,7 @@ def predict(
     max_steps: int | None = None,  # cap; None is `n_steps`
     generator: torch.Generator | None = None,  # for "sample"
 ) -> Prediction:
-    """Run each input until it halts, eq. (1), in eval mode; halted rows leave the batch.
+    """Run each input until it halts (ponder-step), in eval mode; halted rows leave the batch.
 
     With "sample" the number drawn for a row depends on which rows are still running: the same law,
     not the same value, if the batch changes. TypeError or ValueError for an unknown rule, a
@@ -1157,8 +1159,9 @@ def steps_to_mass(
 ) -> Tensor:
     """Least n with p_1 + ... + p_n > 1 - epsilon for each distribution, N if there is none.
 
-    The paper's version of eq. (6), from the network's own p: int64 of shape (...). ValueError or
-    TypeError for a log_p that is no float tensor (N, ...) or holds NaN, and for epsilon as above.
+    The paper's version of (ponder-mass), from the network's own p: int64 of shape (...). ValueError
+    or TypeError for a log_p that is no float tensor (N, ...) or holds NaN, and for epsilon as
+    above.
 
     ```python
     raw = halting_log_probs(torch.zeros(20, 5), truncation="none")
@@ -1174,7 +1177,7 @@ def steps_to_mass(
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #aa10c0e8
 #| code-fold: true
 class AttentionStep(nn.Module):
-    """The state queries fixed tokens, one read a step; a GRU cell takes in what was read: eq. (1).
+    """The state queries fixed tokens (ponder-step); a GRU cell takes in what was read.
 
     x is the tokens (B, T, embed_dim), or a pair of them and a key_mask (B, T), True at real tokens;
     what padding holds reaches neither output nor gradient. ValueError or TypeError for sizes below
@@ -1221,7 +1224,7 @@ def encode(self: AttentionStep, x) -> tuple:
 
 @patch
 def advance(self: AttentionStep, x: tuple, state: Tensor | None = None) -> Tensor:
-    "One read of the encoded tokens, eq. (1): the next state (B, hidden_size)."
+    "One read of the encoded tokens (ponder-step): the next state (B, hidden_size)."
     key, value, key_mask = x
     weight = self.cell.weight_hh
     shape = key.shape[0], self.hidden_size
@@ -1250,7 +1253,7 @@ def forward(
 # %% ../../nbs/01_adaptive/02_pondernet.ipynb #aa10c0e0
 #| code-fold: true
 class MLPStep(nn.Module):
-    """The smallest step function, eq. (1): h_n = tanh(W [x, h_(n-1)] + b), then a `PonderHead`.
+    """The smallest step function (ponder-step): h_n = tanh(W [x, h_(n-1)] + b), a `PonderHead`.
 
     ValueError or TypeError for sizes below 1, and in a call for inputs of another width, dtype or
     device.
@@ -1301,7 +1304,7 @@ class PonderOutput(nn.Module):
     """One tensor from a `PonderNet`, for `nn.Sequential`.
 
     In eval mode the prediction at the halting step, in training mode the mean of the predictions
-    under p of eq. (2), which has a gradient. TypeError or ValueError for a net that is no
+    under p of (ponder-p), which has a gradient. TypeError or ValueError for a net that is no
     PonderNet, an unknown rule or a threshold outside (0, 1].
 
     ```python

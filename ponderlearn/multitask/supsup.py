@@ -38,14 +38,8 @@ from ponderlearn._check import (
     check_tensor,
     describe,
 )
-from .._nested import at_least_float32, draw, reduce
+from .._nested import at_least_float32, draw, no_autocast, reduce
 from ..catalogue import write_atomic
-
-# %% ../../nbs/07_multitask/01_supsup.ipynb #3b7efa09
-#| code-fold: true
-def _exact(x: Tensor):
-    "No autocast: sums over many weights stay in float32 or better."
-    return torch.autocast(x.device.type, enabled=False)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #af6eac11
 #| code-fold: true
@@ -213,7 +207,7 @@ class HopfieldStore(nn.Module):
         z = self._pattern(z)
         new = torch.outer(z, z)
         if self.rule == "storkey":
-            with _exact(z):
+            with no_autocast(z):
                 cross = torch.outer(z, self.psi @ z)
             new = new - cross - cross.T + 2 * self.psi
         self.psi += (new / self.d).fill_diagonal_(0)
@@ -241,7 +235,7 @@ def field(
     ```"""
     check_tensor(z, "z", (..., self.d), kind="float", like=self.psi)
     z = at_least_float32(z)
-    with _exact(z):
+    with no_autocast(z):
         return z @ self.psi.to(z.dtype)
 
 
@@ -667,7 +661,7 @@ def mix(
     chunk_size = check_int(chunk_size, "chunk_size", low=1)
     alpha, live = at_least_float32(alpha), torch.arange(self.count, device=alpha.device)
     out = alpha.new_zeros(self.n_weights)
-    with _exact(alpha):
+    with no_autocast(alpha):
         for part in (live if alpha.requires_grad else live[alpha != 0]).split(chunk_size):
             out = out + alpha[part] @ self._rows(part, alpha.dtype)
     return out
@@ -701,7 +695,7 @@ def project(
     few = len(bits) < _MANY
     default = max(1, 2**14 // max(1, len(bits))) if few else 256
     step = default if chunk_size is None else check_int(chunk_size, "chunk_size", low=1)
-    with _exact(vec):
+    with no_autocast(vec):
         if vec.ndim == 2:
             return self._project_rows(vec, bits)
         return (self._multiply if few else self._look_up)(vec, bits, step)

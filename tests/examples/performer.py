@@ -69,7 +69,7 @@ EXAMPLES = {
     ),
     "orthogonal_gaussian": lambda: Call(
         orthogonal_gaussian,
-        n_features=5,
+        n_projections=5,
         dim=3,
         batch_shape=ok((2,), "empty", "entry less"),
         lengths="chi",

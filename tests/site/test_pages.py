@@ -324,6 +324,27 @@ def test_formulas_are_numbered_linkable_and_read_aloud(open_page, address):
     assert page.locator(anchor.replace(":", "\\:")).count() == 1
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_labels_of_formulas_stand_beside_or_below_them(open_page, address, width):
+    page = open_page(address + "nbs/02_architectures/03_perceiver.html", width=width)
+    page.evaluate("() => window.MathJax.startup.promise")
+    assert "(perceiver-cost)" in page.locator("#equation-perceiver-cost .eqno").inner_text()
+    boxes = page.evaluate("""[...document.querySelectorAll("div.math:has(> .eqno)")].map(d => {
+        const formula = d.querySelector("mjx-container");
+        return [d, d.querySelector(".eqno"), formula].map(e => e.getBoundingClientRect().toJSON())
+            .concat(formula.scrollWidth > formula.clientWidth + 1);
+    })""")
+    for place, label, formula, scrolls in boxes:
+        assert place["left"] <= label["left"] and label["right"] <= place["right"]
+        assert label["height"] < 30  # one line
+        beside, below = label["left"] >= formula["right"], label["top"] >= formula["bottom"]
+        assert below or (beside and not scrolls)
+    links = page.locator("a.to-equation")
+    assert links.count() > 2
+    for target in links.evaluate_all("all => all.map(a => a.getAttribute('href'))"):
+        assert page.locator(target).count() == 1
+
+
 def test_what_a_chapter_offers(open_page, address):
     page = open_page(address + CHAPTER)
     assert "at scale full" in page.locator(".provenance").inner_text()

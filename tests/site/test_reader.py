@@ -228,6 +228,13 @@ def test_equations_get_labels():
     )
 
 
+def test_labels_in_prose_lead_to_the_equation():
+    nb = convert(text("$$x=1$$ (own-x)\n\nBy (own-x), not (x).\n\n```\n(own-x)\n```"))
+    link = '<a class="to-equation" href="#equation-own-x">(own-x)</a>'
+    wanted = f"$$x=1$$ (own-x)\n\nBy {link}, not (x).\n\n```\n(own-x)\n```"
+    assert nb.cells[1].source == wanted
+
+
 def test_names_in_backticks_become_links():
     nb = convert(text("`write_atomic` and `no_such_name`\n\n```\n`write_atomic`\n```"))
     assert nb.cells[1].source.startswith(
