@@ -230,9 +230,13 @@ class Notation(SphinxDirective):
                     for n in s.get("chapters", [])
                 )
                 lines.append(f"| ${s['tex']}$ | {s['meaning']} | {code} | {where} |")
-            out += self.parse_text_to_nodes(
+            found = self.parse_text_to_nodes(
                 f"## {group['title']}\n\n" + "\n".join(lines), allow_section_headings=True
             )
+            for made in found:
+                for listing in made.findall(nodes.table):
+                    listing["classes"].append("notation-table")
+            out += found
         return out
 
 
