@@ -230,13 +230,9 @@ class Notation(SphinxDirective):
                     for n in s.get("chapters", [])
                 )
                 lines.append(f"| ${s['tex']}$ | {s['meaning']} | {code} | {where} |")
-            found = self.parse_text_to_nodes(
+            out += self.parse_text_to_nodes(
                 f"## {group['title']}\n\n" + "\n".join(lines), allow_section_headings=True
             )
-            for made in found:
-                for listing in made.findall(nodes.table):
-                    listing["classes"].append("notation-table")
-            out += found
         return out
 
 
