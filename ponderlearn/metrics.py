@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Interval', 'paired_interval', 'holm', 'accuracy', 'linear_probe', 'knn_probe', 'Reliability', 'reliability',
-           'calibration_error', 'DetectionScores', 'detection_scores']
+           'calibration_error', 'DetectionScores', 'detection_scores', 'frechet_distance', 'PrecisionRecall',
+           'precision_recall']
 
 # %% ../nbs/00_foundations/09_metrics.ipynb #c6cb2c1b
 import math
@@ -304,3 +305,77 @@ def detection_scores(
     found = need("sklearn.metrics")
     auc = found.roc_auc_score(wrong, s)
     return DetectionScores(float(auc), float(found.average_precision_score(wrong, s)))
+
+# %% ../nbs/00_foundations/09_metrics.ipynb #fd000002
+def _two_sets(real, fake, least: int) -> list[Tensor]:
+    "Both sets of features in float64 on the CPU; TypeError or ValueError if they do not fit."
+    found, sizes = [], {}
+    for x, name in ((real, "real_features"), (fake, "fake_features")):
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+        check_tensor(x, name, (f"n_{name[:4]}", "d"), kind="float", nonempty=True, sizes=sizes)
+        check(len(x) >= least, name, f"have at least {least} rows", x)
+        found.append(check_values(x, name).detach().cpu().double())
+    return found
+
+
+def frechet_distance(
+    real_features: Tensor,  # features of the data, float (n, d), at least 2 rows; or an array
+    fake_features: Tensor,  # features of the samples, float (m, d), at least 2 rows; or an array
+) -> float:
+    """Squared Wasserstein distance of the normal distributions with the means and covariances of
+    both sets (metrics-frechet), in float64; covariances are divided by n - 1.
+
+    It falls with the number of rows even where both sets have one source: compare equal numbers.
+    TypeError or ValueError for bad input, NaN too.
+
+    >>> frechet_distance(torch.eye(3), torch.eye(3) + 2)
+    12.0"""
+    means, roots = [], []
+    for x in _two_sets(real_features, fake_features, 2):
+        means.append(x.mean(0))
+        roots.append(torch.linalg.qr((x - means[-1]) / math.sqrt(len(x) - 1), "r").R)
+    shift = (means[0] - means[1]).square().sum()
+    common = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    spread = roots[0].square().sum() + roots[1].square().sum()
+    return max(0.0, (shift + spread - 2 * common).item())  # (metrics-frechet)
+
+# %% ../nbs/00_foundations/09_metrics.ipynb #fd000006
+class PrecisionRecall(NamedTuple):
+    "Shares in [0, 1]; 1 is perfect for both."
+
+    precision: float  # share of the samples that look like data
+    recall: float  # share of the data that the samples cover
+
+
+def _in_balls(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> float:
+    "Share of `x` within a ball around a center that reaches its k-th nearest other center."
+    exact = dict(compute_mode="donot_use_mm_for_euclid_dist")
+    radii = [
+        torch.cdist(part, centers, **exact).kthvalue(k + 1, dim=1).values
+        for part in centers.split(chunk_size)
+    ]
+    radii, found = torch.cat(radii), 0
+    for part in x.split(chunk_size):
+        found += int((torch.cdist(part, centers, **exact) <= radii).any(1).sum())
+    return found / len(x)
+
+
+def precision_recall(
+    real_features: Tensor,  # features of the data, float (n, d), more than k rows; or an array
+    fake_features: Tensor,  # features of the samples, float (m, d), more than k rows; or an array
+    k: int = 5,  # which neighbor a ball reaches; the authors take 3 for 50 000 samples
+    *,
+    chunk_size: int = 512,  # rows compared with all others at a time
+) -> PrecisionRecall:
+    """Share of samples in the balls of the data, and of data in the balls of the samples.
+
+    TypeError or ValueError for bad input, NaN too.
+
+    >>> line = torch.arange(4.0)[:, None]
+    >>> precision_recall(line, torch.tensor([[0.5], [9.0]]), k=1)
+    PrecisionRecall(precision=0.5, recall=1.0)"""
+    k = check_int(k, "k", low=1)
+    chunk_size = check_int(chunk_size, "chunk_size", low=1)
+    real, fake = _two_sets(real_features, fake_features, k + 1)
+    sizes = dict(k=k, chunk_size=chunk_size)
+    return PrecisionRecall(_in_balls(fake, real, **sizes), _in_balls(real, fake, **sizes))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['seeded', 'progress', 'save_checkpoint', 'load_checkpoint', 'History', 'one_cycle', 'fit', 'sweep', 'rows_of',
-           'curves', 'noisy_network', 'fit_noisy', 'label_noise_errors', 'stopped_early', 'without_suspects']
+           'curves', 'noisy_network', 'fit_noisy', 'label_noise_errors', 'stopped_early', 'without_suspects',
+           'FeatureNetwork', 'feature_network']
 
 # %% ../nbs/00_foundations/08_training.ipynb #74e46d06
 import dis
@@ -943,4 +944,82 @@ def without_suspects(
     cuts = [aum_threshold(*run) for run in zip(areas, sets, strict=True)]
     keep = ~mislabeled_mask(areas, cuts, sets)
     fit_noisy(model, task.x[keep], task.labels[keep], seed=seed, epochs=epochs)
+    return model
+
+# %% ../nbs/00_foundations/08_training.ipynb #fe000002
+class FeatureNetwork(nn.Module):
+    "A small convolutional classifier; made by `feature_network`."
+
+    def __init__(self, in_channels: int, n_features: int, num_classes: int, stride: int):
+        super().__init__()
+        for name, size in (("pixel", ()), ("feature", (n_features,))):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+        self.hidden = nn.Sequential(
+            nn.Conv2d(in_channels, 16, 3, padding=1, stride=stride),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1, stride=3 - stride),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(128, n_features),
+        )
+        self.out = nn.Linear(n_features, num_classes)
+
+    def _read(self, x: Tensor) -> Tensor:
+        "The features as the last layer reads them."
+        sizes = ("B", self.hidden[0].in_channels, "H", "W")
+        check_input(x, "x", sizes, like=self.out.weight, nonempty=True)
+        return self.hidden((x - self.pixel_mean) / self.pixel_std)
+
+    def features(
+        self,
+        x: Tensor,  # images (B, C, H, W), in the range of values of the training images
+    ) -> Tensor:
+        "Features (B, n_features), each with mean 0 and variance 1 on the training images."
+        return (self._read(x) - self.feature_mean) / self.feature_std
+
+    def forward(
+        self,
+        x: Tensor,  # images (B, C, H, W), in the range of values of the training images
+    ) -> Tensor:
+        "Logits (B, num_classes)."
+        return self.out(self._read(x))
+
+# %% ../nbs/00_foundations/08_training.ipynb #fe000003
+def feature_network(
+    images: Tensor,  # float (n, C, H, W), of any size
+    labels: Tensor,  # their classes, integer (n,)
+    *,
+    n_features: int = 32,  # width of the features
+    steps: int = 500,  # optimizer updates with batches of at most 64
+    seed: int = 0,  # of first weights and batches
+) -> FeatureNetwork:
+    """A classifier trained on these images, frozen and in evaluation mode.
+
+    TypeError or ValueError for bad input, NaN too."""
+    from ponderlearn.data import check_labels, check_values, minibatches  # see fit_noisy
+
+    check_tensor(images, "images", ("n", "C", "H", "W"), kind="float", nonempty=True)
+    images = check_values(images, "images").to(torch.promote_types(images.dtype, torch.float32))
+    check_tensor(labels, "labels", (len(images),), kind="integer", like=images)
+    check_labels(labels)
+    check_sizes(n_features=n_features)
+    steps, seed = check_int(steps, "steps", low=1), check_int(seed, "seed", low=0, high=2**31 - 1)
+    several = int(labels.max()) > 0
+    check(several, "labels", "hold at least 2 classes", "class 0 alone")
+    with torch.random.fork_rng([]), images.device:
+        torch.manual_seed(seed)
+        stride = 1 if max(images.shape[2:]) <= 16 else 2
+        model = FeatureNetwork(images.shape[1], n_features, int(labels.max()) + 1, stride)
+    model.to(images)
+    model.pixel_mean, model.pixel_std = images.mean(), images.std().clamp(min=1e-6)
+    batches = minibatches((images, labels.long()), min(64, len(images)))
+    how = dict(steps=steps, lr=3e-3, schedule=one_cycle(steps), seed=seed, bar=False)
+    fit(model, _cross_entropy, batches, **how)
+    model.eval().requires_grad_(False)
+    found = torch.cat([model._read(part) for part in images.split(512)])
+    model.feature_mean, model.feature_std = found.mean(0), found.std(0).clamp(min=1e-6)
     return model

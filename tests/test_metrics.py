@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import linalg, stats
 
 from ponderlearn.data import digits
 from ponderlearn.metrics import (
@@ -18,10 +18,12 @@ from ponderlearn.metrics import (
     accuracy,
     calibration_error,
     detection_scores,
+    frechet_distance,
     holm,
     knn_probe,
     linear_probe,
     paired_interval,
+    precision_recall,
     reliability,
 )
 
@@ -544,3 +546,67 @@ def test_average_precision_by_counting():
     assert got.average_precision == pytest.approx(want)
     with pytest.raises(ValueError, match=r"^scores must hold finite values, got nan at index"):
         detection_scores(scores / 0 * 0, wrong, higher_means_flipped=False)
+
+
+# Distances of two sets
+
+
+def two_sets(n=60, m=45, d=4, seed=0):
+    g = generator(seed)
+    mix = torch.randn(d, d, generator=g, dtype=torch.float64)
+    real = torch.randn(n, d, generator=g, dtype=torch.float64)
+    return real, torch.randn(m, d, generator=g, dtype=torch.float64) @ mix + 1
+
+
+@pytest.mark.parametrize("n, m, d", [(60, 45, 4), (5, 30, 8), (3, 4, 6), (50, 50, 1)])
+def test_frechet_distance_is_the_usual_form(n, m, d):
+    real, fake = two_sets(n, m, d)
+    means = [x.mean(0).numpy() for x in (real, fake)]
+    covariances = [np.atleast_2d(np.cov(x.numpy().T)) for x in (real, fake)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1])
+    want = ((means[0] - means[1]) ** 2).sum() + np.trace(sum(covariances) - 2 * root.real)
+    tolerance = 1e-6 if min(n, m) > d else 1e-5  # sqrtm of a singular product is rough
+    assert frechet_distance(real, fake) == pytest.approx(want, rel=tolerance, abs=tolerance)
+
+
+def test_frechet_distance_properties():
+    real, fake = two_sets()
+    assert frechet_distance(real, real) < 1e-12
+    assert frechet_distance(real, fake) == pytest.approx(frechet_distance(fake, real))
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator(1), dtype=torch.float64)).Q
+    moved = frechet_distance(1e3 + real @ turn, 1e3 + fake @ turn)
+    assert moved == pytest.approx(frechet_distance(real, fake), rel=1e-9)
+    assert frechet_distance(real, real + 2) == pytest.approx(16)
+    assert frechet_distance(real.numpy(), fake.numpy()) == frechet_distance(real, fake)
+    assert frechet_distance(real, real * 0) == pytest.approx(
+        real.mean(0).square().sum().item() + real.var(0).sum().item()
+    )
+
+
+def plain_share(x, centers, k):
+    "Share of x in a ball, pair by pair."
+    radii = [sorted((a - b).norm().item() for b in centers)[k] for a in centers]
+    return sum(
+        any((p - c).norm().item() <= r for c, r in zip(centers, radii, strict=True)) for p in x
+    ) / len(x)
+
+
+@pytest.mark.parametrize("k, chunk_size", [(1, 7), (3, 512), (5, 1)])
+def test_precision_and_recall_by_a_plain_loop(k, chunk_size):
+    real, fake = two_sets(25, 20, 2, seed=3)
+    found = precision_recall(real, fake, k, chunk_size=chunk_size)
+    assert found == (plain_share(fake, real, k), plain_share(real, fake, k))
+
+
+def test_precision_and_recall_limits():
+    real, _ = two_sets()
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real, real + 100) == (0, 0)
+    center = real.mean(0, keepdim=True)
+    point = center + 1e-3 * torch.randn(50, 4, generator=generator(0), dtype=torch.float64)
+    collapsed = precision_recall(real, point)
+    assert collapsed.precision == 1 and collapsed.recall < 0.1
+    with pytest.raises(ValueError, match=r"^fake_features must have at least 6 rows, got"):
+        precision_recall(real, real[:5])
+    with pytest.raises(ValueError, match=r"^fake_features must have shape"):
+        frechet_distance(real, real[:, :2])

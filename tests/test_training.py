@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ponderlearn.data import noisy_digits
+from ponderlearn.data import digits, noisy_digits
 from ponderlearn.training import (
     History,
     _known,
@@ -35,6 +35,7 @@ from ponderlearn.training import (
     _part,
     _seed_of,
     curves,
+    feature_network,
     fit,
     fit_noisy,
     label_noise_errors,
@@ -1004,3 +1005,30 @@ def test_the_chapters_on_wrong_labels_share_one_table():
         numbers = [x.strip(" |") for x in row if "not run" not in x]
         n = len(numbers)
         assert n >= 2 and any(numbers == s[i : i + n] for s in stored for i in range(len(s))), row
+
+
+def test_a_feature_network_reads_digits_and_is_frozen():
+    data = digits()
+    network = feature_network(data.train.x, data.train.y, n_features=16, steps=80, seed=5)
+    right = network(data.test.x).argmax(1) == data.test.y
+    assert right.double().mean() > 0.9
+    features = network.features(data.train.x)
+    assert features.shape == (1197, 16) and not features.requires_grad and not network.training
+    assert torch.allclose(features.mean(0), torch.zeros(16), atol=1e-4)
+    assert torch.allclose(features.std(0), torch.ones(16), atol=1e-4)
+    few = [feature_network(data.valid.x, data.valid.y, steps=2, seed=5) for _ in range(2)]
+    assert torch.equal(*(model.features(data.test.x) for model in few))
+    x = data.test.x[:2].requires_grad_()
+    assert torch.autograd.grad(network.features(x).sum(), x)[0].abs().sum() > 0
+
+
+def test_a_feature_network_does_not_mind_the_range_or_size_of_images():
+    x = torch.rand(40, 1, 28, 28, generator=seeded(0))
+    labels = torch.arange(40) % 4
+    one, two = (feature_network(a * x + b, labels, steps=20) for a, b in ((1, 0), (2, -1)))
+    assert torch.allclose(one.features(x), two.features(2 * x - 1), atol=1e-2)
+    before = torch.random.get_rng_state()
+    feature_network(x[:3], labels[:3], steps=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(ValueError, match=r"^labels must hold at least 2 classes, got class 0"):
+        feature_network(x, labels * 0)

@@ -23,6 +23,9 @@ def probe(f, **arguments):
     )
 
 
+features = lambda: ok(torch.randn(6, 2), "array", "rows", "meta")
+
+
 EXAMPLES = {
     "paired_interval": lambda: Call(
         metrics.paired_interval, a=scores(), b=ok(torch.rand(4), "int", "bool", "meta"), level=0.9
@@ -63,6 +66,18 @@ EXAMPLES = {
         scores=ok(torch.tensor([0.1, 0.4, 0.3, 0.7]), "meta"),
         flipped=ok(torch.tensor([True, False, True, False]), "meta"),
         higher_means_flipped=True,
+    ),
+    "frechet_distance": lambda: Call(
+        metrics.frechet_distance,
+        real_features=features(),
+        fake_features=features(),
+    ),
+    "precision_recall": lambda: Call(
+        metrics.precision_recall,
+        real_features=features(),
+        fake_features=features(),
+        k=ok(2, 1),
+        chunk_size=3,
     ),
 }
 ALLOWED = {}

@@ -108,6 +108,22 @@ def constant(task, seed):
     return nn.Linear(task.x.shape[1], 10)
 
 
+def feature_network():
+    images = torch.rand(9, 1, 5, 5)
+    return Call(
+        training.feature_network,
+        images=ok(images, "width", "axes swapped", "meta"),
+        labels=ok(torch.arange(9) % 3, "entry past the end"),
+        n_features=4,
+        steps=2,
+        seed=ok(1, 0),
+    ).then(lambda network: network.out.weight.shape)
+
+
+def small_network():
+    return training.feature_network(torch.rand(9, 1, 5, 5), torch.arange(9) % 3, steps=1)
+
+
 EXAMPLES = {
     "seeded": lambda: Call(
         training.seeded, seed=ok(1, 0), step=ok(2, 0), device=torch.device("cpu")
@@ -149,6 +165,13 @@ EXAMPLES = {
         make_task=ok(noisy_digits, *RETURNS),
         n_jobs=ok(1, -1, 0),
     ).then(lambda frame: frame.test_error.tolist()),
+    "feature_network": feature_network,
+    "FeatureNetwork.forward": lambda: Call(
+        small_network(), x=ok(torch.rand(2, 1, 5, 5), "width", "axes swapped")
+    ),
+    "FeatureNetwork.features": lambda: Call(
+        small_network().features, x=ok(torch.rand(2, 1, 5, 5), "width", "axes swapped")
+    ),
 }
-WITHOUT = {"History": "made by fit, not by hand"}
+WITHOUT = {"FeatureNetwork": "made by feature_network", "History": "made by fit, not by hand"}
 ALLOWED = {}
