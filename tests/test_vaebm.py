@@ -223,22 +223,22 @@ def test_no_step_and_no_gradient():
 
 
 def test_first_step_and_bias():
-    zeros = tuple(torch.zeros(2, 40_000, 1, dtype=torch.float64))
+    zeros = tuple(torch.zeros(2, 12_000, 1, dtype=torch.float64))
     path = langevin(LINEAR, zeros, 0.1, 80, generator=seeded(), return_path=True).path
-    noise = torch.randn(40_000, 2, generator=seeded(), dtype=torch.float64) * math.sqrt(0.1)
+    noise = torch.randn(12_000, 2, generator=seeded(), dtype=torch.float64) * math.sqrt(0.1)
     torch.testing.assert_close(path[0][1] - noise[:, :1], zeros[0] + 0.15)
     torch.testing.assert_close(path[1][1] - noise[:, 1:], zeros[1] + 0.075)
     eps = torch.cat([p[-1] for p in path], 1)
     wanted = double([0.455617, -0.285012], [-0.285012, 0.883135])
-    assert (torch.cov(eps.T) - wanted).abs().max() < 0.025
-    assert abs((eps @ double(1.0, 0.5)).var() - 0.391389) < 0.012
+    assert (torch.cov(eps.T) - wanted).abs().max() < 0.04
+    assert abs((eps @ double(1.0, 0.5)).var() - 0.391389) < 0.02
     values, vectors = torch.linalg.eigh(PRECISION)
     formula = vectors @ torch.diag(1 / (values * (1 - 0.1 * values / 4))) @ vectors.T
     torch.testing.assert_close(formula, wanted, atol=1e-6, rtol=0)
 
 
-@given(step=st.floats(0.05, 1.5), seed=st.integers(0, 99))
-@settings(max_examples=15, deadline=None)
+@given(step=st.floats(0.1, 1.5), seed=st.integers(0, 99))
+@settings(max_examples=8, deadline=None)
 def test_no_energy_leaves_the_vae_alone(step, seed):
     "Variance 1 / (1 - eta / 4), or 1 with metropolis, whatever sigma(z) is."
     g = seeded(seed)
