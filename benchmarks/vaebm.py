@@ -65,6 +65,11 @@ class World(nn.Module):
         return tuple(torch.randn(self.rows, d, generator=g, dtype=dtype) for d in self.sizes)
 
 
+def digits(width: int) -> World:
+    nets = network(8, width, width, 64), energy(64, width, width)
+    return World(f"digits, 64 rows, networks of {width}", *nets, (8, 64), 64)
+
+
 def worlds() -> list[World]:
     conv = partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)
     big = [nn.Unflatten(1, (1, 28, 28)), conv(1, 16), nn.SiLU(), conv(16, 32), nn.SiLU()]
@@ -77,20 +82,7 @@ def worlds() -> list[World]:
             (2, 2),
             256,
         ),
-        World(
-            "digits, 64 rows, networks of 128",
-            network(8, 128, 128, 64),
-            energy(64, 128, 128),
-            (8, 64),
-            64,
-        ),
-        World(
-            "digits, 64 rows, networks of 512",
-            network(8, 512, 512, 64),
-            energy(64, 512, 512),
-            (8, 64),
-            64,
-        ),
+        *map(digits, (128, 512)),
         World(
             "28 x 28, 32 rows, convolutions",
             network(16, 256, 256, 784),
