@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['leaves', 'tree_map', 'n_rows', 'take_rows', 'align', 'SequenceBatch', 'length_mask', 'reduce', 'at_least_float32',
-           'no_autocast', 'draw', 'mlp']
+           'no_autocast', 'draw', 'in_mode', 'mlp']
 
 # %% ../nbs/00_foundations/06_nested.ipynb #c4e81f36
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -167,6 +167,23 @@ def draw(
     ok = isinstance(generator, torch.Generator)
     check(ok, "generator", "be a torch.Generator or None", generator, TypeError)
     return f(*size, generator=generator, device=generator.device).to(device)
+
+# %% ../nbs/00_foundations/06_nested.ipynb #29b42bad
+@contextmanager
+def in_mode(
+    training: bool,  # True: training mode; False: evaluation mode
+    *parts,  # modules; anything else is left alone
+):
+    "Modules in one mode inside; afterwards each of their submodules is in its own mode again."
+    parts = [part for part in parts if isinstance(part, nn.Module)]
+    before = [(m, m.training) for part in parts for m in part.modules()]
+    try:
+        for part in parts:
+            part.train(training)
+        yield
+    finally:
+        for m, mode in before:
+            m.training = mode
 
 # %% ../nbs/00_foundations/06_nested.ipynb #f94b02a7
 def mlp(

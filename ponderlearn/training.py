@@ -50,7 +50,7 @@ from ponderlearn._check import (
     describe,
     need,
 )
-from ._nested import mlp
+from ._nested import in_mode, mlp
 from .course import scale, write_atomic
 
 # %% ../nbs/00_foundations/08_training.ipynb #49ad340b
@@ -451,18 +451,6 @@ def one_cycle(
 
 # %% ../nbs/00_foundations/08_training.ipynb #ee17108a
 @contextmanager
-def _mode(model: nn.Module, training: bool):
-    "All modules in this mode inside, in their own mode afterwards."
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.train(training)
-        yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
-
-
-@contextmanager
 def _own_randomness(device: torch.device):
     "The global generators are as before afterwards."
     kind = "cuda" if device.type == "cpu" else device.type
@@ -475,7 +463,7 @@ def _own_randomness(device: torch.device):
 def add_evaluation(self: _Run, evaluate: Callable) -> None:
     "Add the numbers of an evaluation, without gradients and in evaluation mode, to the last row."
     row = self.rows[-1]
-    with _mode(self.model, False), torch.no_grad():
+    with in_mode(False, self.model), torch.no_grad():
         out = evaluate(self.model, row["step"])
     _check_numbers(out, "evaluate", tuple(row))
     row.update({k: float(v) for k, v in out.items()})
@@ -594,7 +582,7 @@ def fit(
             run.restore(checkpoint, settings)
     watched = progress(steps, initial=len(run.rows), bar=bar and run.rank == 0)
     try:
-        with _own_randomness(device), _mode(model, True), watched as line:
+        with _own_randomness(device), in_mode(True, model), watched as line:
             run.train(line, steps, evaluate, every, stop, save)
     finally:
         for group, rate in zip(optimizer.param_groups, run.lrs, strict=True):

@@ -12,7 +12,6 @@ __all__ = ['accept_logit', 'log_accept_prob', 'accept_prob', 'gamma_for_percenti
 import copy
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 from warnings import warn
@@ -35,7 +34,7 @@ from ponderlearn._check import (
     check_returns,
     check_tensor,
 )
-from .._nested import at_least_float32, draw
+from .._nested import at_least_float32, draw, in_mode
 
 # %% ../../nbs/04_generative/01_drs.ipynb #271e5464
 #| code-fold: true
@@ -229,19 +228,6 @@ def _as_logits(out, argument: str, n: int, like: Tensor | None = None) -> Tensor
     return out.reshape(n)
 
 
-@contextmanager
-def _evaluating(*parts):
-    "Modules among `parts` in evaluation mode; afterwards every submodule is as before."
-    was = [(m, m.training) for part in parts if isinstance(part, nn.Module) for m in part.modules()]
-    for m, _ in was:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m, training in was:
-            m.training = training
-
-
 def _warn_of_probabilities(*logits: Tensor, stacklevel: int = 4) -> None:
     "Log ratios of both signs are certain: their exponentials have mean 1 (drs-identities)."
     low, high = min(x.amin() for x in logits), max(x.amax() for x in logits)
@@ -265,7 +251,7 @@ class KeptTraining(NamedTuple):
 #| code-fold: true
 def _held_out(net: nn.Module, x: Tensor, chunk_size: int = 8192) -> Tensor:
     "Logits in evaluation mode, in pieces."
-    with _evaluating(net), torch.no_grad():
+    with in_mode(False, net), torch.no_grad():
         parts = [_as_logits(net(part), "discriminator", len(part)) for part in x.split(chunk_size)]
     return at_least_float32(torch.cat(parts))
 
@@ -625,7 +611,7 @@ def burn_in(
     0.5"""
     n = check_int(n, "n", low=1, high=10**9)
     sizes = [min(self.batch_size, n - first) for first in range(0, n, self.batch_size)]
-    with _evaluating(self.propose, self.logit_fn), torch.no_grad():
+    with in_mode(False, self.propose, self.logit_fn), torch.no_grad():
         logits = torch.cat([self._scored(size)[1] for size in sizes])
         _numbers(logits, "what logit_fn returns")
         high = logits.amax()
@@ -712,7 +698,7 @@ def sample(
         max_proposals = 1000 * max(n, 100)
     left = max_proposals = check_int(max_proposals, "max_proposals", low=1)
     out, filled = None, 0
-    with _evaluating(self.propose, self.logit_fn), torch.no_grad():
+    with in_mode(False, self.propose, self.logit_fn), torch.no_grad():
         while filled < n:
             if left == 0:
                 self._give_up(filled, n, max_proposals)

@@ -10,7 +10,6 @@ __all__ = ['contrastive_loss', 'gaussian_generator', 'noise_energy', 'Chain', 'l
 #| code-fold: true
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -34,7 +33,15 @@ from ponderlearn._check import (
     check_returns,
     check_tensor,
 )
-from .._nested import align, at_least_float32, draw, leaves, n_rows, tree_map
+from ponderlearn._nested import (
+    align,
+    at_least_float32,
+    draw,
+    in_mode,
+    leaves,
+    n_rows,
+    tree_map,
+)
 
 # %% ../../nbs/04_generative/05_vaebm.ipynb #d4932bff
 def contrastive_loss(
@@ -458,18 +465,6 @@ def _top_vectors(w: Tensor, u: Tensor | None, n_iter: int, generator) -> tuple[T
 
 # %% ../../nbs/04_generative/05_vaebm.ipynb #d789f7c9
 #| code-fold: true
-@contextmanager
-def _evaluating(module: nn.Module):
-    "The module in eval mode, its parts' own modes given back afterwards."
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
-
-
 class TrainStep(NamedTuple):
     "What `VAEBM.train_step` returns."
 
@@ -638,7 +633,7 @@ def _negatives(
             buffer.memory.device == eps_z.device, "buffer", f"lie on {eps_z.device}", buffer.memory
         )
         eps_z = buffer.draw(n, p, generator=generator).to(eps_z.dtype)
-    with _evaluating(model):
+    with in_mode(False, model):
         eps_z, eps_x = _noise_chain(model, eps_z, eps_x, step_size, n_steps, generator)
         with torch.no_grad():
             return model._generate(eps_z, None if mean else eps_x), eps_z
@@ -665,7 +660,7 @@ def sample(
     check_generator(generator)
     eps_z, eps_x = self.noise(n, generator=generator)
     start = eps_z if temperature == 1 else temperature * eps_z, eps_x
-    with _evaluating(self):
+    with in_mode(False, self):
         eps_z, eps_x = _noise_chain(self, *start, step_size, n_steps, generator)
         with torch.no_grad():
             return self._generate(eps_z, None if mean else eps_x)
@@ -757,7 +752,7 @@ def log_weight(
 ) -> Tensor:
     "-E(x), (B,): log h(x) = log p(x) + log_weight(x) - log Z."
     check_input(x, "x", ("B", *self.data_shape), like=self._weight(), nonempty=True)
-    with _evaluating(self):
+    with in_mode(False, self):
         e = self.energy(x)
     return -at_least_float32(check_returns(e, "energy", shape=(len(x),), kind="float"))
 
@@ -770,7 +765,7 @@ def log_partition(
     generator: torch.Generator | None = None,  # source of randomness
 ) -> LogPartition:
     "log Z by n samples of the VAE (vaebm-partition), and how many of them count."
-    with torch.no_grad(), _evaluating(self):
+    with torch.no_grad(), in_mode(False, self):
         weights = self.log_weight(self._generate(*self.noise(n, generator=generator))).double()
     log_z = weights.logsumexp(0) - math.log(n)
     ess = (2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp() / n

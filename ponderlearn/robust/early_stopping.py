@@ -11,7 +11,6 @@ __all__ = ['ClusterData', 'clusterable_data', 'Corrupted', 'corrupt', 'OneHidden
 #| code-fold: true
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from ponderlearn._check import (
     check_tensor,
     describe,
 )
-from .._nested import at_least_float32, draw
+from .._nested import at_least_float32, draw, in_mode
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #efbaf426
 #| code-fold: true
@@ -450,18 +449,6 @@ def overfit_distance_bound(
 
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #88fde764
 #| code-fold: true
-@contextmanager
-def _as_at_inference(model: nn.Module):
-    "The model in eval mode, and back."
-    was = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was:
-            module.training = training
-
-
 def _outputs(model, x) -> Tensor:
     "The model's outputs (n,) or (n, C) on x, checked."
     try:
@@ -590,7 +577,7 @@ def empirical_gram(
     check_tensor(x, "x", nonempty=True, like=next(model.parameters()))
     check(x.ndim > 0, "x", "have the rows as first axis", x)
     (chunk_size,) = check_sizes(chunk_size=chunk_size)
-    with _as_at_inference(model):
+    with in_mode(False, model):
         gram = _layer_gram(model, x) if _all_linear(model) else None
         with torch.no_grad():
             out = _outputs(model, x)
