@@ -24,6 +24,8 @@ from ponderlearn.data import (
     noisy_digits,
     noisy_task,
     read_idx,
+    render_sprites,
+    sprites,
     stratified_split,
     text,
     vocabulary,
@@ -751,3 +753,75 @@ def test_noisy_task(small):
     assert not torch.equal(task.labels, noisy_digits(0.3, kind="next", seed=5).labels)
     assert torch.equal(task.labels, noisy_task(small, 0.3, kind="next", seed=4).labels)
     assert noisy_task(mnist(size=7), 0.4).x.shape == (3500, 49)
+
+
+# Sprites
+
+
+def _half(pixels, factors, shape):
+    "Whether pixel centers lie inside a shape, by its corners or its equation, in numpy."
+    _hue, size, turn, x, y, _gray = factors
+    at = (np.arange(pixels) + 0.5) * 2 / pixels - 1
+    dx, dy = np.meshgrid(at - x, at - y)
+    angle = np.deg2rad(turn)
+    u = (np.cos(angle) * dx + np.sin(angle) * dy) / size
+    v = (np.cos(angle) * dy - np.sin(angle) * dx) / size
+    if shape == 0:
+        return (u / 1.25) ** 2 + (v / 0.8) ** 2 < 1
+    if shape == 1:
+        return (abs(u) < 1.1) & (abs(v) < 0.7)
+    return (v < 0.8) & (2 * abs(u) < v + 1.2)
+
+
+@pytest.mark.parametrize("shape", [0, 1, 2])
+def test_sprites_agree_with_a_rasterizer_away_from_the_border(shape):
+    import colorsys
+
+    drawn = sprites(20, size=64, generator=generator(shape))
+    factors = drawn.factors.double()
+    x = render_sprites(factors, torch.full((20,), shape), size=64)
+    for row, image in zip(factors.numpy(), x, strict=True):
+        inside = _half(64, row, shape)
+        color = torch.tensor(colorsys.hsv_to_rgb(row[0] % 1, 1, 1))[:, None, None]
+        want = torch.where(torch.from_numpy(inside), 2 * color - 1, torch.tensor(2 * row[5] - 1))
+        wrong = (image - want).abs().amax(0) > 0.5
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(inside, 1, "edge"), (3, 3))
+        edge = near.any((2, 3)) & ~near.all((2, 3))
+        assert not (wrong.numpy() & ~edge).any()
+
+
+def test_sprites_have_right_gradients_also_where_a_pixel_is_the_center():
+    factors = torch.tensor(
+        [[0.1, 0.4, 0.0, 0.0, 0.0, 0.2], [0.4, 0.3, 20, 0.1, -0.2, 0.1]], dtype=torch.float64
+    )
+    shape = torch.tensor([0, 2])
+
+    def draw(f):
+        return render_sprites(f, shape, size=5)
+
+    def draw_ellipse(f):
+        return render_sprites(f[None], shape[:1], size=5)[0]
+
+    assert torch.autograd.gradcheck(draw, factors.requires_grad_())
+    factors = factors.detach()
+    ours = torch.func.vmap(torch.func.jacfwd(draw_ellipse))(factors)  # (2, 3, 5, 5, 6)
+    whole = torch.func.jacrev(draw)(factors)  # (2, 3, 5, 5, 2, 6)
+    assert torch.allclose(ours[0], whole[0, :, :, :, 0])
+
+
+def test_sprites_stay_in_their_ranges_and_repeat():
+    one = sprites(500, size=4, ranges={"hue": (0.0, 0.66), "x": (0.1, 0.1)}, generator=generator(1))
+    again = sprites(500, size=4, ranges={"hue": (0, 0.66), "x": (0.1, 0.1)}, generator=generator(1))
+    assert all(a.equal(b) for a, b in zip(one, again, strict=True))
+    assert one.factors[:, 0].max() <= 0.66 and (one.factors[:, 3] == 0.1).all()
+    assert one.shape.bincount().min() > 120
+    assert one.factors[:, 2].min() < -40 and one.factors[:, 2].max() > 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sprites_in_half_precision(dtype):
+    exact = sprites(8, size=16, generator=generator())
+    x = render_sprites(exact.factors.to(dtype), exact.shape, size=16)
+    assert x.dtype == dtype
+    rounded = render_sprites(exact.factors.to(dtype).float(), exact.shape, size=16)
+    assert (x.float() - rounded).abs().max() < 0.02

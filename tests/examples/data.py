@@ -106,6 +106,19 @@ EXAMPLES = {
         kind="next",
         seed=ok(1, 0),
     ),
+    "render_sprites": lambda: Call(
+        data.render_sprites,
+        factors=ok(torch.rand(4, 6), "half", "float64"),
+        shape=torch.arange(4) % 3,
+        size=8,
+    ),
+    "sprites": lambda: Call(
+        data.sprites,
+        n=4,
+        size=8,
+        ranges=ok({"size": (0.25, 0.5)}, None, "empty"),
+        generator=generator(),
+    ),
     "noisy_digits": lambda: Call(data.noisy_digits, rate=ok(0.5, 0, 1), kind="next", seed=ok(1, 0)),
 }
 ALLOWED = {}
