@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['leaves', 'tree_map', 'n_rows', 'take_rows', 'align', 'SequenceBatch', 'length_mask', 'reduce', 'at_least_float32',
-           'no_autocast', 'draw', 'in_mode', 'mlp']
+           'no_autocast', 'draw', 'in_mode', 'frozen', 'mlp']
 
 # %% ../nbs/00_foundations/06_nested.ipynb #c4e81f36
 from collections.abc import Callable
@@ -184,6 +184,22 @@ def in_mode(
     finally:
         for m, mode in before:
             m.training = mode
+
+# %% ../nbs/00_foundations/06_nested.ipynb #6db1827b
+@contextmanager
+def frozen(
+    *parts,  # modules; anything else is left alone
+):
+    "The parameters of modules take no gradients inside; afterwards those that did do again."
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    trained = [p for m in modules for p in m.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
 
 # %% ../nbs/00_foundations/06_nested.ipynb #f94b02a7
 def mlp(
