@@ -147,7 +147,8 @@ docs: $(VENV)/.dev ## build the site into docs/_build
 docs-serve: docs ## show the site on this machine alone, at http://127.0.0.1:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build 8000
 
-readme: $(VENV)/.dev ## make README.md from index.ipynb
+readme: $(VENV)/.dev ## make README.md from index.ipynb, and its picture from results/
+	@$(BIN)/python docs/_ext/held.py
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace index.ipynb
 	@$(BIN)/nbdev_clean --fname index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output README.md \

@@ -35,7 +35,9 @@ def readme() -> str:
     )
     if not address:
         return text
-    return re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", rf"]({address}/blob/{cfg['branch']}/\1)", text)
+    picture, link = r"(!\[[^\]]*\]\()(?![a-z]+:)([^)]+)", r"(\]\()(?![a-z]+:|#)([^)]+)"
+    text = re.sub(picture, rf"\1{address}/raw/{cfg['branch']}/\2", text)
+    return re.sub(link, rf"\1{address}/blob/{cfg['branch']}/\2", text)
 
 
 class BuildWithCourse(build_py):

@@ -29,6 +29,7 @@ extensions = [
     "notebooks",
     "chapter",
     "pages",
+    "held",
     "api",
 ]
 include_patterns = ["index.ipynb", "nbs/**/*.ipynb", "docs/*.md", "docs/api/*.md"]

@@ -1,6 +1,7 @@
 """The catalogue: the table, what is found out from the files, and files that are whole or old."""
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -127,11 +129,69 @@ def test_routes_lead_through_chapters_that_exist():
     assert all(chapter(s.chapter) and s.what for r in ROUTES for s in r.stops)
 
 
-def test_a_route_brings_what_its_chapters_need():
+def test_a_route_brings_what_its_chapters_need_and_each_chapter_once():
     for route in ROUTES:
         names = [s.chapter for s in route.stops]
+        assert len(set(names)) == len(names), route.title
         for place, name in enumerate(names):
-            assert set(chapter(name).prerequisites) & set(names) <= set(names[:place]), name
+            assert set(chapter(name).prerequisites) <= set(names[:place]), (route.title, name)
+
+
+TABLE = tomllib.loads(Path(catalogue.__file__).with_name("catalogue.toml").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("route", TABLE["route"], ids=lambda r: r["title"])
+def test_the_minutes_of_a_route_fit_its_sittings(route):
+    names = [s["chapter"] for s in route["stops"]]
+    sittings = route.get("sittings", [names])
+    assert [n for sitting in sittings for n in sitting] == names, (
+        "the sittings must have the stops, in their order"
+    )
+    assert set(route["minutes"]) <= set(names)
+    longest = 75  # of a chapter by its card: what one that is not written yet may take
+    took = []
+    for sitting in sittings:
+        whole = {name: chapter(name).minutes or longest for name in sitting}
+        for name in set(whole) & set(route["minutes"]):
+            assert route["minutes"][name] <= whole[name], f"{name} has {whole[name]} minutes"
+        took.append(sum((whole | route["minutes"])[name] for name in sitting))
+        assert took[-1] <= route["most"], (sitting, took[-1])
+    assert sum(took) >= 0.7 * route["most"] * len(took), "more time is promised than there is to do"
+
+
+def test_the_times_of_the_routes_are_told_rightly():
+    evening, week, semester = TABLE["route"]
+    assert evening["time"] == "two hours" and evening["most"] == 120
+    assert week["time"] == "an hour a day" and week["most"] == 60 and len(week["sittings"]) == 7
+    assert semester["time"].startswith("fifteen weeks: two hours")
+    assert len(semester["sittings"]) == 15
+    own = [s["chapter"] for s in semester["stops"]]
+    written = [chapter(n).minutes for n in own if chapter(n).minutes]
+    assert 100 <= sum(written) / len(written) * len(own) / 15 <= 140  # about two hours a week
+    parts = {chapter(s["chapter"]).part for s in week["stops"]} - {0}
+    assert len(parts) == 7 and "each of seven parts" in week["gain"]
+
+
+# Which chapter helps me with ...?
+
+PROBLEMS = [row for group in TABLE["problems"] for row in group["rows"]]
+
+
+def test_every_paper_and_method_helps_with_something():
+    names = {row["chapter"] for row in PROBLEMS}
+    assert names == {c.name for c in CATALOGUE if c.kind != "foundation"}
+    said = [row["problem"] for row in PROBLEMS]
+    assert len(set(said)) == len(said) and 25 <= len(said) <= 45
+    assert all(text.endswith((".", "?")) for text in said)
+
+
+@pytest.mark.parametrize("row", PROBLEMS, ids=lambda row: row["problem"])
+def test_what_a_problem_says_to_import_is_there(row):
+    c = chapter(row["chapter"])
+    if not c.notebook:
+        pytest.skip(f"{c.name} is not written yet")
+    public = importlib.import_module(c.module).__all__
+    assert set(row.get("names", ())) <= set(public), f"{c.module} has {public}"
 
 
 def test_the_longest_route_has_every_chapter_that_is_written():

@@ -69,10 +69,20 @@ def picture_file(app, docname: str) -> tuple[str, str] | None:
     to = Path(app.outdir) / "_images" / "first" / (docname.replace("/", "-") + ".png")
     if not to.exists() or to.stat().st_mtime < path.stat().st_mtime:
         to.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.open(io.BytesIO(found[0])).convert("RGB")
-        image.thumbnail((1000, 1000))
-        image.save(to, optimize=True)
+        image = Image.open(io.BytesIO(found[0]))
+        if max(image.size) > 1000:
+            image = image.convert("RGB")
+            image.thumbnail((1000, 1000))
+            image.save(to, optimize=True)
+        else:
+            to.write_bytes(found[0])  # stored as light as it gets
     return to.relative_to(app.outdir).as_posix(), found[1]
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    "Width and height of a picture."
+    with Image.open(path) as image:
+        return image.size
 
 
 def site_picture(path: Path, lines: list[str]) -> None:

@@ -509,13 +509,14 @@ def repository_file(m) -> str:
     return f"{{download}}`{m[1]} </{m[2]}>`"
 
 
+ON_THE_FRONT = ("## The course", "## Which chapter helps me")
+
+
 def with_front_page(cells: list, top: Path) -> list:
-    "index.ipynb is the README too: on the site docs/front.md stands in for its table of chapters."
+    "index.ipynb is the README too: on the site docs/front.md stands in for its picture and tables."
     front = (top / "docs" / "front.md").read_text(encoding="utf-8") + "\n\n" + contents(top)
     rest = [
-        c
-        for c in cells[1:]
-        if c.cell_type == "markdown" and not c.source.startswith("## The course")
+        c for c in cells[1:] if c.cell_type == "markdown" and not c.source.startswith(ON_THE_FRONT)
     ]
     for c in rest:
         c["source"] = _FILE.sub(

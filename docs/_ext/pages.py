@@ -2,16 +2,19 @@
 
 import re
 import tomllib
+from functools import cache
 from html import escape
 from pathlib import Path
 
 import chapter as page
 import claims
 import graph
+import held
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from ponderlearn.catalogue import CATALOGUE, PAPERS, PARTS, ROUTES
+from ponderlearn import catalogue
+from ponderlearn.catalogue import CATALOGUE, PAPERS, PARTS
 from ponderlearn.records import results
 
 
@@ -24,8 +27,14 @@ def by_name() -> dict:
     return {c.name: c for c in CATALOGUE}
 
 
+@cache
+def minutes_of(c) -> int | None:
+    "The chapter's minutes, counted once a build: its notebook is read for it."
+    return c.minutes
+
+
 def minutes(c) -> str:
-    return f"{c.minutes} min" if c.notebook and c.minutes else ""
+    return f"{minutes_of(c)} min" if c.notebook else ""
 
 
 class Html(SphinxDirective):
@@ -40,6 +49,10 @@ class Html(SphinxDirective):
 
     def depend_on_notebooks(self):
         for file in (Path(self.env.srcdir) / "nbs").glob("*/*.ipynb"):
+            self.env.note_dependency(str(file))
+
+    def depend_on_results(self):
+        for file in (Path(self.env.srcdir) / "results").glob("*.json"):
             self.env.note_dependency(str(file))
 
     def run(self):
@@ -57,77 +70,158 @@ class FirstSteps(Html):
         return (
             f'<p class="call"><a href="{self.link(doc_of(first))}">Read the first chapter</a>'
             f'<a href="#where-to-begin">Choose a route</a>'
-            f'<a href="{self.link("docs/results")}">See what held</a></p>'
+            f'<a href="{self.link("docs/what_held")}">See what held</a></p>'
         )
 
 
-class Parts(Html):
-    "The parts as cards, with a picture of each written chapter."
+class Gallery(Html):
+    "The chapters by parts: opening picture, claim, minutes, what held."
 
     def html(self):
         self.depend_on_notebooks()
-        return '<div class="parts">' + "".join(self.part(n) for n in PARTS if n) + "</div>"
+        self.depend_on_results()
+        rows = held.laptop(results())
+        return "".join(self.part(n, rows) for n in PARTS if n)
 
-    def part(self, n: int) -> str:
+    def part(self, n: int, rows: list[dict]) -> str:
         part = PARTS[n]
-        chapters = [c for c in CATALOGUE if c.part == n]
-        shots, rows = [], []
-        for c in chapters:
-            doc = doc_of(c)
-            if not doc:
-                rows.append(f'<li class="unwritten">{escape(c.short)}</li>')
-                continue
-            rows.append(
-                f'<li><a href="{self.link(doc)}">{escape(c.short)}</a> '
-                f'<span class="minutes">{minutes(c)}</span></li>'
-            )
-            found = page.picture_file(self.env.app, doc)
-            if found:
-                src = "../" * self.env.docname.count("/") + found[0]
-                shots.append(
-                    f'<a class="shot" href="{self.link(doc)}"><img src="{src}" '
-                    f'alt="{escape(c.short)}: {escape(found[1])}" '
-                    'loading="lazy"></a>'
-                )
-        strip = f'<div class="shots">{"".join(shots)}</div>' if shots else ""
-        state = (
-            "" if any(doc_of(c) for c in chapters) else ' <span class="soon">in preparation</span>'
+        cards = "".join(
+            self.card(c, [r for r in rows if r["chapter"] == c.name])
+            for c in CATALOGUE
+            if c.part == n
         )
         return (
-            f'<section class="part{" written" if strip else ""}" aria-labelledby="part-{n}">{strip}'
-            f'<div class="part-text">'
-            f'<h3 id="part-{n}"><span class="part-number">{n}</span> '
-            f"{escape(part.title)}{state}</h3>"
-            f"<p>{escape(part.about[0].upper() + part.about[1:])}.</p>"
-            f"<ul>{''.join(rows)}</ul></div></section>"
+            f'<section class="part" aria-labelledby="part-{n}"><h3 id="part-{n}">'
+            f'<span class="part-number">{n}</span> {escape(part.title)}</h3>'
+            f'<p class="part-about">{escape(part.about[0].upper() + part.about[1:])}.</p>'
+            f'<ul class="gallery">{cards}</ul></section>'
         )
+
+    def card(self, c, rows: list[dict]) -> str:
+        doc, name = doc_of(c), escape(c.short)
+        title = f'<a href="{self.link(doc)}">{name}</a>' if doc else name
+        facts = [minutes(c) if doc else "in preparation", source(c)]
+        return (
+            f'<li class="card-{"written" if doc else "unwritten"}">{self.shot(c, doc)}'
+            f'<div class="card-text"><h4>{title}</h4>'
+            f'<p class="card-claim">{escape(c.claim)}</p>'
+            f'<p class="card-facts">{" · ".join(facts)} '
+            f"{held.counts(rows) if rows else ''}</p></div></li>"
+        )
+
+    def shot(self, c, doc: str | None) -> str:
+        found = doc and page.picture_file(self.env.app, doc)
+        if not found:
+            return '<span class="shot empty"></span>'
+        width, height = page.size_of(Path(self.env.app.outdir) / found[0])
+        src = "../" * self.env.docname.count("/") + found[0]
+        return (
+            f'<a class="shot" href="{self.link(doc)}" tabindex="-1">'
+            f'<img src="{src}" alt="{escape(c.short)}: {escape(found[1])}" width="{width}" '
+            f'height="{height}" loading="lazy"></a>'
+        )
+
+
+def source(c) -> str:
+    "Who wrote the paper and when, as a card says it."
+    if not c.year:
+        return "a method that chapters share"
+    first, *others = c.authors.split(", ")
+    return escape(f"{first.split()[-1]}{' et al.' if others else ''}, {c.year}")
+
+
+class Problems(Html):
+    "Which chapter helps with what, and what to import."
+
+    def html(self):
+        self.depend_on_notebooks()
+        self.env.note_dependency(str(TABLE))
+        chapters = by_name()
+        return (
+            '<div class="problems">'
+            + "".join(
+                f"<section><h3>{escape(group['title'])}</h3><ul>"
+                + "".join(self.row(row, chapters[row["chapter"]]) for row in group["rows"])
+                + "</ul></section>"
+                for group in front()["problems"]
+            )
+            + "</div>"
+        )
+
+    def row(self, row: dict, c) -> str:
+        doc, name = doc_of(c), escape(c.short)
+        to = f'<a href="{self.link(doc)}">{name}</a>' if doc else f"{name} (in preparation)"
+        names = " ".join(
+            f'<a href="{self.link(f"docs/api/{c.module}", f"{c.module}.{x}")}"><code>{x}</code></a>'
+            for x in row.get("names", ())
+            if doc
+        )
+        return (
+            f'<li><p>{escape(row["problem"])}</p><p class="helps"><span>{to}</span> '
+            f"{names}</p></li>"
+        )
+
+
+TABLE = Path(catalogue.__file__).with_name("catalogue.toml")
+
+
+def front() -> dict:
+    "The catalogue's table: what the front page has beside chapters, problems and sittings."
+    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def sittings(route: dict) -> list[tuple[str, list[dict]]]:
+    'A route\'s stops by sitting, each as (its name or "", its stops).'
+    stops = {s["chapter"]: s for s in route["stops"]}
+    if "sittings" not in route:
+        return [("", list(stops.values()))]
+    return [
+        (f"{route['unit']} {i}", [stops[name] for name in names])
+        for i, names in enumerate(route["sittings"], 1)
+    ]
+
+
+def time_of(stop: dict, route: dict) -> int | None:
+    "Minutes that a stop takes: the route's, else its chapter's; None while that is not written."
+    return route["minutes"].get(stop["chapter"], minutes_of(by_name()[stop["chapter"]]))
 
 
 class Routes(Html):
-    "Three ways through the course."
+    "Three ways through the course, each with its sittings, minutes, and what to do."
 
     def html(self):
         self.depend_on_notebooks()
-        chapters, cards = by_name(), []
-        for route in ROUTES:
-            items = "".join(
-                f"<li>{self.stop(chapters[s.chapter])}<span>{escape(s.what)}</span></li>"
-                for s in route.stops
-            )
-            cards.append(
-                f'<section class="route"><h3>{escape(route.title)}</h3>'
-                f'<p class="route-time">{escape(route.time)}</p><ol>{items}</ol>'
-                f'<p class="route-gain">{escape(route.gain)}</p></section>'
-            )
-        return f'<div class="routes">{"".join(cards)}</div>'
+        self.env.note_dependency(str(TABLE))
+        return '<div class="routes">' + "".join(map(self.route, front()["route"])) + "</div>"
 
-    def stop(self, c) -> str:
-        doc, name = doc_of(c), escape(c.short)
+    def route(self, route: dict) -> str:
+        groups = sittings(route)
+        body = "".join(self.sitting(*group, route) for group in groups)
+        body = f'<div class="sittings">{body}</div>'
+        if len(groups) > 7:
+            body = f"<details><summary>The {len(groups)} weeks</summary>{body}</details>"
         return (
-            f'<a href="{self.link(doc)}">{name}</a>'
-            if doc
-            else f'<span class="unwritten">{name} (not written yet)</span>'
+            f'<section class="route"><h3>{escape(route["title"])}</h3>'
+            f'<p class="route-time">{escape(route["time"][0].upper() + route["time"][1:])}</p>'
+            f'<p class="route-gain">{escape(route["gain"])}</p>{body}</section>'
         )
+
+    def sitting(self, name: str, stops: list[dict], route: dict) -> str:
+        items = "".join(
+            f"<li>{self.stop(s, route)}<span>{escape(s['what'])}</span></li>" for s in stops
+        )
+        known = [time_of(s, route) for s in stops]
+        total = f'<span class="minutes">{sum(known)} min</span>' if None not in known else ""
+        head = f'<p class="sitting">{name} {total}</p>' if name else ""
+        return f"<div>{head}<ul>{items}</ul></div>" if name else f"<ul>{items}</ul>"
+
+    def stop(self, stop: dict, route: dict) -> str:
+        c = by_name()[stop["chapter"]]
+        doc, name, time = doc_of(c), escape(c.short), time_of(stop, route)
+        if not doc:
+            return f'<span class="unwritten">{name} (in preparation)</span>'
+        took = f' <span class="minutes">{time} min</span>' if time else ""
+        return f'<a href="{self.link(doc)}">{name}</a>{took}'
 
 
 class Graph(Html):
@@ -152,8 +246,7 @@ class Results(Html):
 
     def run(self):
         self.depend_on_notebooks()
-        for file in (Path(self.env.srcdir) / "results").glob("*.json"):
-            self.env.note_dependency(str(file))
+        self.depend_on_results()
         rows = results()
         if not rows:
             return [raw('<p class="empty">No run has been recorded yet.</p>')]
@@ -280,7 +373,13 @@ def contents(srcdir: Path) -> str:
     return "\n\n".join([*out, toctree("Reference", REFERENCE)])
 
 
-REFERENCE = ["/docs/results", "/docs/api/index", "/docs/notation", "/docs/glossary"]
+REFERENCE = [
+    "/docs/what_held",
+    "/docs/results",
+    "/docs/api/index",
+    "/docs/notation",
+    "/docs/glossary",
+]
 
 
 def toctree(caption: str, names: list[str]) -> str:
@@ -312,13 +411,14 @@ def new_pages(app, env, added, changed, removed):
     files = sorted(p.name for p in (Path(app.srcdir) / "results").glob("*.json"))
     more = added or removed or files != getattr(env, "result_files", files)
     env.result_files = files
-    return [d for d in ("index", "docs/results") if more and d in env.found_docs]
+    return [d for d in ("index", "docs/results", "docs/what_held") if more and d in env.found_docs]
 
 
 def setup(app):
     for name, directive in (
         ("first-steps", FirstSteps),
-        ("parts", Parts),
+        ("gallery", Gallery),
+        ("problems", Problems),
         ("routes", Routes),
         ("prerequisites", Graph),
         ("results", Results),

@@ -262,6 +262,64 @@ def test_graph_is_a_list_on_a_phone(open_page, address):
         assert page.locator(".graph-outline").is_visible() == (width == 360)
 
 
+def test_gallery_shows_every_chapter_and_is_light(open_page, address, built):
+    from ponderlearn.catalogue import CATALOGUE
+
+    chapters = [c for c in CATALOGUE if c.part]
+    page = open_page(address)
+    cards = page.locator(".gallery > li")
+    assert cards.count() == len(chapters)
+    pictures = page.locator(".gallery img")
+    assert pictures.count() == sum(bool(c.notebook) for c in chapters)
+    assert set(pictures.evaluate_all("all => all.map(i => i.loading)")) == {"lazy"}
+    files = {p.split("/", 1)[-1] for p in pictures.evaluate_all("all => all.map(i => i.src)")}
+    sizes = [(built / "_images" / "first" / f.rsplit("/", 1)[-1]).stat().st_size for f in files]
+    assert sum(sizes) < 2_000_000
+    for i in (0, pictures.count() - 1):
+        pictures.nth(i).scroll_into_view_if_needed()
+        page.wait_for_function(
+            "i => i.complete && i.naturalWidth", arg=pictures.nth(i).element_handle()
+        )
+
+
+def test_routes_say_what_to_do_and_how_long_it_takes(open_page, address):
+    from ponderlearn.catalogue import ROUTES
+
+    page = open_page(address)
+    routes = page.locator(".route")
+    assert routes.count() == len(ROUTES)
+    for route, shown in zip(ROUTES, routes.all(), strict=True):
+        shown.locator("details").evaluate_all("all => all.forEach(d => { d.open = true; })")
+        stops = shown.locator("li")
+        assert stops.count() == len(route.stops)
+        for stop, item in zip(route.stops, stops.all(), strict=True):
+            text = item.inner_text()
+            assert stop.what in text and (" min" in text or "in preparation" in text), text
+    assert [r.locator(".sitting").count() for r in routes.all()] == [0, 7, 15]
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_marks_of_all_claims_are_seen_and_told_apart(open_page, address, width):
+    import held  # docs/_ext, see conftest.py
+
+    from ponderlearn.records import results
+
+    rows = held.laptop(results())
+    for name in ("index.html", "docs/what_held.html"):
+        page = open_page(address + name, width=width)
+        marks = page.locator(".wall .marks use")
+        assert marks.count() == len(rows)
+        for box in marks.evaluate_all("all => all.map(m => m.getBoundingClientRect().toJSON())"):
+            assert 8 < box["width"] < 14 and 0 <= box["left"] and box["right"] <= width
+        colors = marks.evaluate_all(
+            "all => all.map(m => [m.href.baseVal, getComputedStyle(m).color])"
+        )
+        assert len({c for _, c in colors}) == len({h for h, _ in colors}) > 3
+    assert not re.search(r"\{\w+\}", page.locator("article").inner_text())
+    table = page.locator(".table-scroll:has(.held-table)")
+    assert table.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+
+
 def serious(page) -> list[str]:
     "axe-core's violations of level serious or critical."
     page.evaluate("() => window.MathJax?.startup?.promise")
@@ -275,7 +333,14 @@ def serious(page) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["index.html", CHAPTER, "docs/api/ponderlearn.adaptive.act.html", "docs/results.html"]
+    "name",
+    [
+        "index.html",
+        CHAPTER,
+        "docs/api/ponderlearn.adaptive.act.html",
+        "docs/results.html",
+        "docs/what_held.html",
+    ],
 )
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_no_serious_barrier(open_page, address, name, dark):
@@ -377,7 +442,7 @@ def test_results_show_failures_first(open_page, address):
 
 
 def test_link_previews(built):
-    for name in ("index.html", CHAPTER, "docs/results.html"):
+    for name in ("index.html", CHAPTER, "docs/results.html", "docs/what_held.html"):
         html = (built / name).read_text(encoding="utf-8")
         found = dict(re.findall(r'<meta property="og:([\w:]+)" content="([^"]*)"', html))
         assert (
