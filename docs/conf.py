@@ -31,6 +31,7 @@ extensions = [
     "pages",
     "held",
     "api",
+    "classroom",
 ]
 include_patterns = ["index.ipynb", "nbs/**/*.ipynb", "docs/*.md", "docs/api/*.md"]
 exclude_patterns = [

@@ -172,7 +172,7 @@ def _run_cells(client, finish):
     "Execute the cells with a bar; `finish(seconds)` is called once before the card is drawn again."
     begin, cells = time.perf_counter(), list(enumerate(client.nb.cells))
     tqdm, total = need("tqdm", "course").tqdm, sum(map(_runs, client.nb.cells))
-    with tqdm(total=total, unit="cell", dynamic_ncols=True) as bar:
+    with tqdm(total=total, unit="cell", dynamic_ncols=True, leave=None) as bar:
         for i, cell in cells:
             heading = re.search(r"(?m)^#+ (.+)$", cell.source)
             if heading and cell.cell_type == "markdown":

@@ -15,7 +15,7 @@ import pytest
 
 from ponderlearn import catalogue, cli, execution
 from ponderlearn.catalogue import CATALOGUE, settings, write_atomic
-from ponderlearn.cli import html_page, without_solutions
+from ponderlearn.cli import html_page, only_solutions, without_solutions
 from ponderlearn.execution import Execution, differences, fingerprint, store_outputs, store_results
 
 nbformat = pytest.importorskip("nbformat")
@@ -43,6 +43,11 @@ def notebook(*sources):
 def cells(*sources, **more):
     "A notebook of code cells as JSON."
     return {"cells": [{"cell_type": "code", "source": s, **more} for s in sources]}
+
+
+def read(c):
+    "The notebook of a chapter of the real course, as JSON."
+    return json.loads((TOP / c.notebook).read_text(encoding="utf-8"))
 
 
 class Course:
@@ -185,6 +190,9 @@ def test_long_claims_leave_room_for_what_was_measured(course):
 
 NEAR = "error: no chapter 'pondernte'; did you mean 'pondernet'?\n"
 REFUSED = "must be a notebook, got a file that nbformat refuses\n"
+EITHER = "error: run takes either a chapter, or --all, or --part N; see: ponderlearn list\n"
+ONE = "error: --commit and --verify take one chapter; for all that changed: make verify\n"
+HANDOUT = "error: exercises takes either a chapter or --all; see: ponderlearn list\n"
 WRONG = {
     "run pondernte": (2, NEAR),
     "results pondernte": (2, NEAR),
@@ -196,6 +204,20 @@ WRONG = {
     ),
     "run mine.ipynb --commit": (2, "error: --commit takes a chapter's name, not a file\n"),
     "run mine.ipynb --verify": (2, "error: --verify takes a chapter's name, not a file\n"),
+    "run": (2, EITHER),
+    "run act --all": (2, EITHER),
+    "run --all --part 1": (2, EITHER),
+    "run --all --commit": (2, ONE),
+    "run --part 1 --verify": (2, ONE),
+    "run --part 12": (2, "error: --part must be one of 0 to 9, got 12\n"),
+    "run --part 9": (
+        1,
+        "error: no chapter of part 9 is written yet; see: ponderlearn list\n",
+    ),
+    "exercises": (2, HANDOUT),
+    "exercises act mine --all": (2, HANDOUT),
+    "exercises pondernte": (2, NEAR),
+    "exercises act": (1, "error: the chapter 'act' has no exercises\n"),
     "run text.ipynb": (2, f"error: text.ipynb {REFUSED}"),
     "run json.ipynb": (2, f"error: json.ipynb {REFUSED}"),
 }
@@ -345,6 +367,70 @@ def test_lab_without_solutions(course):
     nbformat.validate(json.loads(text))
     left = [c["source"] for c in without_solutions(nb)["cells"][1:]]
     assert left == ["question = 1", "# your solution\n"]
+
+
+# Exercises for a class
+
+
+@pytest.fixture
+def solved(course):
+    "The course, its chapter with an exercise."
+    nb = notebook("from ponderlearn.course import card\ncard('act')", "x = 6", "7 * x")
+    nb.cells[3].metadata["tags"] = ["solution"]
+    question = "Words.\n\n## Exercises\n\n**1 (easy).** Seven times six?"
+    nb.cells.insert(3, new_markdown_cell(question))
+    nb.cells.append(new_markdown_cell("## Summary"))
+    nb.cells[4].outputs = [nbformat.v4.new_output("stream", text="forty-two")]
+    nbformat.write(nb, course.path)
+    return course
+
+
+def test_exercises_and_solutions_apart(solved):
+    shown = solved("exercises", "act", "class")
+    assert "class/students/01_adaptive/01_act.ipynb" in shown and "2 of 2 files" in shown
+    theirs, mine = (
+        nbformat.read(f"class/{folder}/01_adaptive/01_act.ipynb", 4)
+        for folder in ("students", "solutions")
+    )
+    assert "# your solution\n" in [c.source for c in theirs.cells]
+    assert "7 * x" not in str(theirs) and "forty-two" not in str(theirs)
+    title, code, question, answer = mine.cells
+    assert title.source.startswith("# Tiny: solutions") and question.source.startswith("## Exerc")
+    assert code.source == "#| hide\nfrom ponderlearn.course import card\n\nx = 6"
+    assert code.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
+    assert answer.source == "7 * x" and answer.outputs[0].text == "forty-two"
+    for nb in (theirs, mine):
+        nbformat.validate(nb)
+
+
+def test_exercises_overwrite_nothing_that_was_changed(solved):
+    assert "2 of 2 files" in solved("exercises", "--all", "class")
+    assert "0 of 2 files" in solved("exercises", "act", "class")
+    file = Path("class/students/01_adaptive/01_act.ipynb")
+    file.write_text(file.read_text().replace("# your solution", "6 * 7"))
+    solved.path.write_text(solved.path.read_text().replace("times six", "times 6"))
+    shown = solved("exercises", "act", "class")
+    assert f"Kept your version: {file}" in shown and "1 of 2 files" in shown
+    assert "6 * 7" in file.read_text()
+    solved("exercises", "act")
+    assert Path("_runs/exercises/solutions/01_adaptive/01_act.ipynb").is_file()
+
+
+WITH_SOLUTIONS = [c for c in CATALOGUE if c.notebook and only_solutions(read(c))]
+
+
+@pytest.mark.parametrize("c", WITH_SOLUTIONS, ids=lambda c: c.name)
+def test_solutions_run_the_code_of_their_chapter(c):
+    nb = read(c)
+    last = max(i for i, x in enumerate(nb["cells"]) if "solution" in x["metadata"].get("tags", []))
+    for cell in nb["cells"]:
+        cell["source"] = re.sub(r"(?m)^card\(.*", "", "".join(cell["source"]))
+    nb["cells"] = nb["cells"][: last + 1]
+    mine = only_solutions(read(c))
+    assert fingerprint(mine) == fingerprint(nb)
+    nbformat.validate(nbformat.from_dict(json.loads(json.dumps(mine))))
+    theirs = without_solutions(read(c))
+    assert not any("solution" in x["metadata"].get("tags", []) for x in theirs["cells"])
 
 
 # The fingerprint
@@ -534,6 +620,77 @@ def test_runs_at_the_same_time_record_in_folders_of_their_own(course, monkeypatc
         execution.execute(course.path, "act", course.desk, "quick")
     folders = {env["PONDERLEARN_RECORD"] for env in seen}
     assert len(folders) == 2 and not any(map(os.path.exists, folders)) and not os.listdir()
+
+
+# Many chapters
+
+
+@pytest.fixture
+def two(course):
+    "The course with a second chapter, which fails."
+    text = course.path.read_text()
+    course.write("1 / 0")
+    shutil.copy(course.path, course.path.with_name("02_pondernet.ipynb"))
+    course.path.write_text(text)
+    return course
+
+
+def test_all_goes_on_after_a_failure(two):
+    shown = two("run", "--all", "--scale", "quick", "--out", "many", status=1)
+    failed = "code cell 1 of 1: ZeroDivisionError: division by zero"
+    assert "Running 2 chapters at scale quick" in shown
+    assert re.search(rf"(?m)^act +\d+ *$\n^pondernet +\d+ +{failed}$", shown)
+    assert "1 of 2 chapters went through; all is in many" in shown
+    assert shown.endswith("error: failed: pondernet\n")
+    assert Path("many/act-quick/act.html").is_file()
+    assert Path("many/pondernet-quick/pondernet.ipynb").is_file()
+    Path("many/act-quick/act.html").write_text("my notes")  # refused before anything runs
+    assert "would overwrite act.html" in two(
+        "run", "--all", "--scale", "quick", "--out", "many", status=2
+    )
+
+
+def test_many_chapters_count_claims_and_survive_a_full_disk(two, monkeypatch):
+    names = []
+    rows = [ROW | {"holds": h} for h in ("yes", "no", "suggestive", "not testable at this size")]
+
+    def stub(path, name, folder, scale):
+        names.append(name)
+        if name == "act":
+            raise OSError("No space left on device")
+        return Execution(notebook("1"), RUN, rows, None, None)
+
+    monkeypatch.setattr(cli, "execute", stub)
+    shown = two("run", "--part", "1", status=1)
+    assert names == ["act", "pondernet"] and "error: failed: act\n" in shown
+    assert "act: the start: OSError: No space left on device" in shown
+    assert re.search(r"(?m)^pondernet +\d+ +1 of 3 *$", shown)
+    rows[:] = [ROW | {"holds": "not tested at this scale"}]
+    assert re.search(r"(?m)^pondernet +\d+ +not tested *$", two("run", "--part", "1", status=1))
+    monkeypatch.setattr(cli, "execute", lambda *a: Execution(notebook("1"), RUN, [], None, None))
+    assert "2 of 2 chapters went through; all is in _runs" in two("run", "--all")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_signal_ends_all_chapters(two, monkeypatch, inside):
+    def stopped(path, name, *_):
+        if name == "act":
+            return Execution(notebook("1"), RUN, [], None, None)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt as e:
+            if inside:  # as `execute` leaves what was stopped
+                return Execution(notebook("1"), {}, [], e, None)
+            raise
+
+    monkeypatch.setattr(cli, "execute", stopped)
+    before = signal.getsignal(signal.SIGINT)
+    shown = two("run", "--all", status=130)
+    assert re.search(r"(?m)^act +\d+ *$", shown) and "1 of 2 chapters went through" in shown
+    assert ("pondernet" in shown) == inside and shown.endswith("error: stopped by SIGINT\n")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # Signals

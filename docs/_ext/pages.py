@@ -376,6 +376,7 @@ def contents(srcdir: Path) -> str:
 REFERENCE = [
     "/docs/what_held",
     "/docs/results",
+    "/docs/classroom",
     "/docs/api/index",
     "/docs/notation",
     "/docs/glossary",

@@ -27,7 +27,7 @@
   window.addEventListener("resize", reach);
   document.addEventListener("toggle", reach, true);
 
-  // A link to something inside a closed fold opens the fold; printing opens all of them.
+  // A link to something inside a closed fold opens the fold.
   const unfold = () => {
     const id = decodeURIComponent(location.hash.slice(1));
     const target = id && document.getElementById(id);
@@ -37,12 +37,12 @@
   };
   window.addEventListener("hashchange", unfold);
   if (location.hash) window.addEventListener("load", unfold);
-  window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => {
-    if (!d.open) { d.open = true; d.dataset.printed = "1"; }
-  }));
-  window.addEventListener("afterprint", () => document.querySelectorAll("details[data-printed]").forEach((d) => {
-    d.open = false; delete d.dataset.printed;
-  }));
+
+  // Paper is light; what is folded stays out (site.css).
+  const html = document.documentElement;
+  let theme = null;
+  window.addEventListener("beforeprint", () => { theme ??= html.dataset.theme; html.dataset.theme = "light"; });
+  window.addEventListener("afterprint", () => { html.dataset.theme = theme ?? html.dataset.theme; theme = null; });
   document.querySelectorAll(".tag_fold-open > details.hide").forEach((d) => { d.open = true; });
 
   // From a file, a browser may not read other pages: the search then lists titles without excerpts.

@@ -372,12 +372,66 @@ def test_reduced_motion(open_page, address):
 def test_print_shows_the_text_alone(open_page, address):
     page = open_page(address + CHAPTER)
     page.emulate_media(media="print")
-    for part in (".bd-sidebar-primary", ".bd-header-article", ".prev-next-footer"):
+    gone = ".bd-sidebar-primary", ".bd-header-article", ".prev-next-footer", "details.solution"
+    for part in (*gone, "details.hide", ".slider-container"):
         assert not page.locator(part).first.is_visible(), part
+    for part in (".bd-article h1", ".ponder-frames img"):
+        assert page.locator(part).first.is_visible(), part
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    for part in ("details.solution pre", "details.hide pre"):  # what the reader unfolds is printed
+        assert page.locator(part).first.is_visible(), part
+
+
+PAPER = {"a4": (794, 1123), "letter": (816, 1056), "a5": (559, 794)}  # pixels of 1/96 inch
+MARGIN = 57  # 15 mm
+CUT = """() => {
+    const width = document.documentElement.clientWidth;
+    const shown = e => e.checkVisibility() && e.getBoundingClientRect().width > 0;
+    const parts = document.querySelectorAll(
+        '.bd-article :is(pre, img, table, mjx-container, h1, h2, h3, p, figure)');
+    return [...parts].filter(shown)
+        .filter(e => e.getBoundingClientRect().right > width + 1
+            || (e.matches('pre') && e.scrollWidth > e.clientWidth + 1))
+        .map(e => `${e.tagName}: ${e.textContent.slice(0, 60)}`);
+}"""
+PALE = """() => [...document.querySelectorAll('.bd-article :is(p, pre, span, th, td, h1, h2)')]
+    .filter(e => e.checkVisibility() && e.textContent.trim())
+    .map(e => getComputedStyle(e).color.match(/[0-9]+/g).slice(0, 3).map(Number))
+    .filter(c => Math.min(...c) > 160).length"""
+
+
+@pytest.mark.parametrize("paper", PAPER)
+@pytest.mark.parametrize("unfolded", [False, True])
+def test_nothing_is_cut_off_on_paper(open_page, address, paper, unfolded):
+    width, height = PAPER[paper]
+    page = open_page(address + CHAPTER, width=width - 2 * MARGIN, height=height)
+    page.emulate_media(media="print")
+    if unfolded:
+        page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    page.evaluate("window.MathJax.startup.promise")
+    assert not page.evaluate(CUT)
+
+
+def test_a_chapter_becomes_a_pdf_in_light_colors(open_page, address):
+    page = open_page(address + CHAPTER, dark=True)
+    page.evaluate("window.MathJax.startup.promise")
+    before = page.evaluate("document.documentElement.dataset.theme")
+    pdf = page.pdf(prefer_css_page_size=True, format="A4")
+    assert page.evaluate("document.documentElement.dataset.theme") == before == "dark"
+    assert pdf.startswith(b"%PDF") and 15 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 45
+    page.emulate_media(media="print")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert page.evaluate("[...document.querySelectorAll('details')].every(d => d.open)")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert page.evaluate(PALE) == 0
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
-    assert not page.evaluate("[...document.querySelectorAll('details.solution')].some(d => d.open)")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_the_plan_for_a_class(open_page, address):
+    page = open_page(address + "docs/classroom.html")
+    assert not page.wrong and page.locator("dl.week").count() == 12
+    assert page.locator("dl.week a[href$='#exercises']").count() >= 40
+    assert page.locator("section#the-plan tbody tr").count() == 12
 
 
 def test_formulas_are_numbered_linkable_and_read_aloud(open_page, address):
