@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe', 'check', 'check_int', 'check_number', 'check_choice', 'check_sizes', 'check_bool', 'check_generator',
            'check_dtype', 'check_device', 'check_path', 'check_tensor', 'check_input', 'check_callable',
-           'check_returns', 'need']
+           'check_returns', 'check_values', 'check_finite', 'need']
 
 # %% ../nbs/00_foundations/05_check.ipynb #068d2011
 import math
@@ -269,6 +269,23 @@ def check_returns(
     if rows is not None and (out.ndim == 0 or out.shape[0] != rows):
         check(False, f"what {argument} returns", f"have {rows} rows", out)
     return out
+
+# %% ../nbs/00_foundations/05_check.ipynb #7c1e05a2
+def check_values(
+    x: Tensor,  # a tensor
+    argument: str,  # its name
+) -> None:
+    "ValueError for a tensor without values: one on the device meta."
+    check(x.device.type != "meta", argument, "hold values", "a tensor on meta")
+
+
+def check_finite(
+    x: Tensor,  # a tensor
+    argument: str,  # its name
+) -> None:
+    "ValueError for NaN or infinity, or for a tensor without values."
+    check_values(x, argument)
+    check(bool(x.isfinite().all()), argument, "hold finite values", "NaN or infinity")
 
 # %% ../nbs/00_foundations/05_check.ipynb #8bf453ad
 def need(

@@ -23,6 +23,7 @@ from ponderlearn._check import (
     check_callable,
     check_choice,
     check_device,
+    check_finite,
     check_generator,
     check_input,
     check_int,
@@ -30,6 +31,7 @@ from ponderlearn._check import (
     check_returns,
     check_sizes,
     check_tensor,
+    check_values,
 )
 from .._nested import at_least_float32, draw, frozen, in_mode, no_autocast, reduce
 
@@ -153,7 +155,7 @@ class DirectionMatrix(nn.Module):
 def _unit_columns(columns, d: int | str = "d", K: int | str = "K", argument="columns") -> Tensor:
     "Finite columns divided by their norms, float32 at least."
     check_tensor(columns, argument, (d, K), kind="float", nonempty=True)
-    check(columns.device.type != "meta", argument, "hold values", "a tensor on meta")
+    check_values(columns, argument)
     columns = at_least_float32(columns.detach())
     norms = columns.norm(dim=0)
     fine = bool((norms.isfinite() & (norms > 0)).all())
@@ -258,65 +260,42 @@ def _images(image_generator: Callable, z: Tensor, condition: Tensor | None) -> T
     )
 
 
-class _Pairs:
-    "Draws latents and shifts, and makes pairs of images."
+def _pair_maker(
+    image_generator, directions, scale, min_abs, noise, sample_latent, sample_condition, generator
+) -> Callable:
+    "A function of n: images, shifted ones with a graph to the directions, and the shifts."
+    check_callable(image_generator, "image_generator", "image_generator(z) -> images")
+    ok = isinstance(directions, DirectionMatrix)
+    check(ok, "directions", "be a DirectionMatrix", directions, TypeError)
+    scale, min_abs = _check_scale(scale, min_abs)
+    noise = check_number(noise, "noise", low=0)
+    for f, name in ((sample_latent, "sample_latent"), (sample_condition, "sample_condition")):
+        if f is not None:
+            check_callable(f, name, f"{name}(n, generator=) -> tensor")
+    check_generator(generator)
+    d, K, weight = directions.latent_dim, directions.n_directions, directions.weight
+    how = dict(generator=generator, device=weight.device)
 
-    def __init__(
-        self,
-        image_generator,
-        directions,
-        scale,
-        min_abs,
-        noise,
-        sample_latent,
-        sample_condition,
-        generator,
-    ):
-        check_callable(image_generator, "image_generator", "image_generator(z) -> images")
-        ok = isinstance(directions, DirectionMatrix)
-        check(ok, "directions", "be a DirectionMatrix", directions, TypeError)
-        self.scale, self.min_abs = _check_scale(scale, min_abs)
-        self.noise = check_number(noise, "noise", low=0)
-        for f, name in ((sample_latent, "sample_latent"), (sample_condition, "sample_condition")):
-            if f is not None:
-                check_callable(f, name, f"{name}(n, generator=) -> tensor")
-        check_generator(generator)
-        self.image_generator, self.directions, self.generator = (
-            image_generator,
-            directions,
-            generator,
-        )
-        self.sample_latent, self.sample_condition = sample_latent, sample_condition
+    def noisy(x):
+        return x + noise * draw(torch.randn, *x.shape, **how) if noise else x
 
-    def draw(self, n: int) -> tuple[Tensor, Tensor | None, Shifts]:
-        "Latents, conditions and shifts."
-        d, weight, g = self.directions.latent_dim, self.directions.weight, self.generator
-        if self.sample_latent is None:
-            z = draw(torch.randn, n, d, generator=g, device=weight.device)
+    def pairs(n):
+        if sample_latent is None:
+            z = draw(torch.randn, n, d, **how)
         else:
-            z = self.sample_latent(n, generator=g)
+            z = sample_latent(n, generator=generator)
             check_returns(z, "sample_latent", shape=(n, d), kind="float", like=weight)
         condition = None
-        if self.sample_condition is not None:
-            condition = self.sample_condition(n, generator=g)
+        if sample_condition is not None:
+            condition = sample_condition(n, generator=generator)
             check_returns(condition, "sample_condition", rows=n, like=weight)
-        K = self.directions.n_directions
-        return z, condition, _sample_shifts(n, K, self.scale, self.min_abs, g, weight.device)
-
-    def noisy(self, x: Tensor) -> Tensor:
-        if not self.noise:
-            return x
-        return x + self.noise * draw(
-            torch.randn, *x.shape, generator=self.generator, device=x.device
-        )
-
-    def __call__(self, n: int) -> tuple[Tensor, Tensor, Shifts]:
-        "Images, shifted images (with a graph to the directions), shifts."
-        z, condition, shifts = self.draw(n)
+        shifts = _sample_shifts(n, K, scale, min_abs, generator, weight.device)
         with torch.no_grad():
-            x = _images(self.image_generator, z, condition)
-        shifted = _images(self.image_generator, z + self.directions(*shifts), condition)
-        return self.noisy(x), self.noisy(shifted), shifts
+            x = _images(image_generator, z, condition)
+        shifted = _images(image_generator, z + directions(*shifts), condition)
+        return noisy(x), noisy(shifted), shifts
+
+    return pairs
 
 
 def _guessed(reconstructor: Callable, x: Tensor, shifted: Tensor, K: int) -> Guess:
@@ -368,16 +347,8 @@ def discover_directions(
     >>> found = discover_directions(net, DirectionMatrix(4, 2), Reconstructor(1, 8, 2), steps=3)
     >>> found.history["loss"].shape
     torch.Size([3])"""
-    pairs = _Pairs(
-        image_generator,
-        directions,
-        scale,
-        min_abs,
-        noise,
-        sample_latent,
-        sample_condition,
-        generator,
-    )
+    sources = sample_latent, sample_condition, generator
+    pairs = _pair_maker(image_generator, directions, scale, min_abs, noise, *sources)
     module = isinstance(reconstructor, nn.Module)
     check(module, "reconstructor", "be a torch.nn.Module", reconstructor, TypeError)
     steps, batch_size = check_sizes(steps=steps, batch_size=batch_size)
@@ -438,16 +409,8 @@ def reconstruction_accuracy(
     >>> net = nn.Sequential(nn.Linear(4, 64), nn.Unflatten(1, (1, 8, 8)))
     >>> reconstruction_accuracy(net, DirectionMatrix(4, 1), Reconstructor(1, 8, 1), n=50)
     1.0"""
-    pairs = _Pairs(
-        image_generator,
-        directions,
-        scale,
-        min_abs,
-        noise,
-        sample_latent,
-        sample_condition,
-        generator,
-    )
+    sources = sample_latent, sample_condition, generator
+    pairs = _pair_maker(image_generator, directions, scale, min_abs, noise, *sources)
     check_callable(reconstructor, "reconstructor", "reconstructor(x, shifted) -> (logits, epsilon)")
     n, batch_size = check_sizes(n=n, batch_size=batch_size)
     right = 0
@@ -455,7 +418,7 @@ def reconstruction_accuracy(
         for first in range(0, n, batch_size):
             x, shifted, shifts = pairs(min(batch_size, n - first))
             guess = _guessed(reconstructor, x, shifted, directions.n_directions)
-            _check_finite(guess.logits, "the logits of reconstructor")
+            check_finite(guess.logits, "the logits of reconstructor")
             right += (guess.logits.argmax(1) == shifts.index).sum()
     return float(right) / n  # (ld-rca)
 
@@ -488,9 +451,9 @@ def direction_shares(
     tensor([[0.7500, 0.2500]])"""
     check_callable(factor_fn, "factor_fn", "factor_fn(z) -> factors")
     check_tensor(z, "z", ("B", "d"), kind="float", nonempty=True)
-    _check_finite(z, "z")
+    check_finite(z, "z")
     check_input(directions, "directions", (z.shape[1], "K"), like=z, nonempty=True)
-    _check_finite(directions, "directions")
+    check_finite(directions, "directions")
     epsilon = check_number(epsilon, "epsilon")
     with torch.no_grad():
         before = _factors(factor_fn, z, None)
@@ -510,17 +473,11 @@ def direction_shares(
     return Shares(shares, shares.amax(1), float(shares.amax(0).mean()))  # (ld-shares)
 
 
-def _check_finite(x: Tensor, argument: str) -> None:
-    "ValueError for NaN or infinity, or for a tensor without values."
-    check(x.device.type != "meta", argument, "hold values", "a tensor on meta")
-    check(bool(x.isfinite().all()), argument, "hold finite values", "NaN or infinity")
-
-
 def _factors(factor_fn, z: Tensor, J: int | None) -> Tensor:
     "Factors of latents, checked."
     shape = (len(z), "J" if J is None else J)
     out = check_returns(factor_fn(z), "factor_fn", shape=shape, kind="float", like=z)
-    _check_finite(out, "what factor_fn returns")
+    check_finite(out, "what factor_fn returns")
     return at_least_float32(out)
 
 
@@ -533,7 +490,7 @@ def _scale_of(factors: Tensor) -> Tensor:
 def _of_factors(x, argument: str, J: int, like: Tensor, finite: bool = True) -> Tensor:
     "A positive number for each factor."
     check_tensor(x, argument, (J,), kind="float", like=like)
-    check(x.device.type != "meta", argument, "hold values", "a tensor on meta")
+    check_values(x, argument)
     fine = bool((x > 0).all()) and (not finite or bool(x.isfinite().all()))
     check(fine, argument, "hold numbers above 0", "another one")
     return x
@@ -558,8 +515,8 @@ def traverse(
     _check_latents(image_generator, z, condition)
     check_input(direction, "direction", (z.shape[1],), like=z)
     check_input(epsilon, "epsilon", ("m",), like=z, nonempty=True)
-    _check_finite(direction, "direction")
-    _check_finite(epsilon, "epsilon")
+    check_finite(direction, "direction")
+    check_finite(epsilon, "epsilon")
     with in_mode(False, image_generator), torch.no_grad():
         rows = [_images(image_generator, z + size * direction, condition) for size in epsilon]
     return torch.stack(rows)
@@ -584,7 +541,7 @@ def collapse_ratio(
     _check_latents(image_generator, z, condition)
     check(len(z) > 1, "z", "have at least 2 rows", z)
     check_input(directions, "directions", (z.shape[1], "K"), like=z, nonempty=True)
-    _check_finite(directions, "directions")
+    check_finite(directions, "directions")
     epsilon = check_number(epsilon, "epsilon")
     with in_mode(False, image_generator), torch.no_grad():
         usual = _images(image_generator, z, condition).var(0).sum()
@@ -634,7 +591,7 @@ def jacobian_directions(
         for rows in torch.arange(len(z)).split(chunk_size):
             part = None if condition is None else condition[rows]
             M += _gram(lambda x, part=part: _images(image_generator, x, part), z[rows])
-    _check_finite(M, "the Jacobian of image_generator")
+    check_finite(M, "the Jacobian of image_generator")
     return _spectrum(M / len(z), n_directions)
 
 
@@ -654,7 +611,7 @@ def _check_latents(image_generator, z, condition) -> None:
     if isinstance(image_generator, nn.Module):
         like = next(image_generator.parameters(), z)
     check_input(z, "z", like=like)
-    _check_finite(z, "z")
+    check_finite(z, "z")
     if condition is not None:
         check_tensor(condition, "condition", like=z)
         fits = condition.ndim > 0 and len(condition) == len(z)
@@ -672,7 +629,7 @@ def pca_directions(
     >>> pca_directions(torch.randn(100, 3) * torch.tensor([9.0, 1.0, 1.0]), 1).directions.shape
     torch.Size([3, 1])"""
     check_tensor(x, "x", ("n", "d"), kind="float", nonempty=True)
-    _check_finite(x, "x")
+    check_finite(x, "x")
     check(len(x) > 1, "x", "have at least 2 rows", x)
     centered = at_least_float32(x) - at_least_float32(x).mean(0)
     return _spectrum(centered.T @ centered / (len(x) - 1), n_directions)
