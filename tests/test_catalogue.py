@@ -85,7 +85,7 @@ def test_the_foundations_have_the_numbers_of_their_files():
     names = "before_you_start course catalogue records cards check nested data training metrics viz"
     assert paths == [
         f"nbs/00_foundations/{i:02d}_{name}.ipynb"
-        for i, name in enumerate([*names.split(), "cli", "execution", "views"])
+        for i, name in enumerate([*names.split(), "cli", "execution", "views", "words"])
     ]
     assert chapter("check").module == "ponderlearn._check"
     assert chapter("nested").module == "ponderlearn._nested"
