@@ -74,7 +74,8 @@ class Plan(Html):
 
     def notebook(self, name: str) -> dict | None:
         c = by_name()[name]
-        return page.notebook(Path(self.env.srcdir) / c.notebook) if c.notebook else None
+        path = Path(self.env.srcdir) / c.notebook if c.notebook else None
+        return page.notebook(path) if path and path.exists() else None
 
     def lab(self, week: dict) -> list[tuple]:
         "The exercises of the lab that are written: chapter, exercise, topic."
