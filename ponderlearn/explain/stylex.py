@@ -230,7 +230,7 @@ def _encoded(encoder, x: Tensor, width: int | str = "w_dim") -> Tensor:
     shape = (len(x), width)
     return check_returns(encoder(x), "encoder", shape=shape, kind="float", like=x)
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #b50a4ded
+# %% ../../nbs/05_explain/03_stylex.ipynb #6752f92b
 #| code-fold: true
 def train_stylex(
     encoder: nn.Module,  # trained: images -> latents (B, w_dim)
@@ -269,7 +269,9 @@ def train_stylex(
     networks |= dict(discriminator=discriminator, classifier=classifier)
     for name, network in networks.items():
         check(isinstance(network, nn.Module), name, "be a torch.nn.Module", network, TypeError)
-    check_tensor(real, "real", ("n", "C", "H", "W"), kind="float", nonempty=True)
+    side = getattr(image_generator, "image_size", None)
+    size = ("H", "W") if side is None else (side, side)
+    check_tensor(real, "real", ("n", "C", *size), kind="float", nonempty=True)
     check_input(real, "real", like=next(encoder.parameters(), real))
     check(bool(real.isfinite().all()), "real", "be finite", "infinity or NaN")
     steps, batch_size, r1_every = check_sizes(steps=steps, batch_size=batch_size, r1_every=r1_every)
@@ -282,6 +284,8 @@ def train_stylex(
         check_number(classifier_weight, "classifier_weight", low=0),
     )
     lr = check_number(lr, "lr", low=0, high=1000, open_low=True)
+    if ema_decay is not None:
+        ema_decay = check_number(ema_decay, "ema_decay", low=0, high=1, open_high=True)
     r1_weight = check_number(r1_weight, "r1_weight", low=0)
     check_generator(generator)
     both = nn.ModuleList([encoder, image_generator])
@@ -332,7 +336,7 @@ def _update(optimizer, loss: Tensor, parameters: list) -> None:
     loss.backward(inputs=parameters)
     optimizer.step()
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #53a70cad
+# %% ../../nbs/05_explain/03_stylex.ipynb #a7090eb1
 #| code-fold: true
 class StyleRange(NamedTuple):
     "What `style_range` returns."
@@ -359,22 +363,28 @@ def style_range(
     chunk_size = check_int(chunk_size, "chunk_size", low=1)
     with torch.no_grad(), in_mode(False, image_generator):
         found = [_styles(image_generator, part) for part in _latents(w).split(chunk_size)]
-        ends = torch.tensor([quantile, 1 - quantile], dtype=torch.float64)
         found = at_least_float32(torch.cat(found))
-        lo, hi = found.quantile(ends.to(found), dim=0)
+        lo, hi = (found.quantile(q, dim=0) for q in (quantile, 1 - quantile))
     return StyleRange(lo.to(w.dtype), hi.to(w.dtype))
 
 
 def _latents(w, rows: int | str = "N") -> Tensor:
     "Latents, checked where they enter."
     check_tensor(w, "w", (rows, "w_dim"), kind="float", nonempty=True)
-    check(bool(w.isfinite().all()), "w", "hold finite values", "NaN or infinity")
-    return w
+    return _finite(w, "w")
+
+
+def _finite(x: Tensor, argument: str) -> Tensor:
+    "`x`; ValueError for NaN, infinity, or a tensor without values."
+    check(x.device.type != "meta", argument, "hold values", "a tensor on meta")
+    check(bool(x.isfinite().all()), argument, "hold finite values", "NaN or infinity")
+    return x
 
 
 def _styles(image_generator, w: Tensor) -> Tensor:
     "Styles of latents, checked."
     known = callable(getattr(image_generator, "styles", None))
+    known = known and not isinstance(image_generator, type)
     check(known, "image_generator", "have a method styles(w)", image_generator, TypeError)
     out = image_generator.styles(w)
     return check_returns(out, "image_generator.styles", shape=(len(w), "K"), kind="float", like=w)
@@ -384,8 +394,7 @@ def _range(lo, hi, styles: Tensor) -> None:
     "Ends that fit the styles."
     K = styles.shape[1]
     for end, name in ((lo, "lo"), (hi, "hi")):
-        check_input(end, name, (K,), like=styles)
-        check(bool(end.isfinite().all()), name, "hold finite values", "NaN or infinity")
+        _finite(check_input(end, name, (K,), like=styles), name)
     check(bool((lo <= hi).all()), "lo", "not exceed hi", "a coordinate where it does")
 
 
@@ -409,7 +418,7 @@ def _targets(target, logits: Tensor) -> Tensor:
     target = check_int(target, "target", low=0, high=c - 1)
     return torch.full((n,), target, device=logits.device)
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #564581ea
+# %% ../../nbs/05_explain/03_stylex.ipynb #d2d297f8
 #| code-fold: true
 class Attribute(NamedTuple):
     "A style coordinate with a direction."
@@ -436,7 +445,7 @@ def attfind(
     >>> [(a.coord, a.direction) for a in attfind(effects)]
     [(0, 1), (1, -1)]"""
     check_tensor(effects, "effects", ("N", 2, "K"), kind="float", nonempty=True)
-    check(bool(effects.isfinite().all()), "effects", "hold finite values", "NaN or infinity")
+    _finite(effects, "effects")
     n_attributes = check_int(n_attributes, "n_attributes", low=1)
     threshold = check_number(max_image_effect, "max_image_effect", low=0, open_low=True)
     min_fraction = check_number(min_fraction, "min_fraction", low=0, high=1)
@@ -454,7 +463,7 @@ def attfind(
         columns[:, best] = 0
     return found
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #9a83a027
+# %% ../../nbs/05_explain/03_stylex.ipynb #a67bec3d
 #| code-fold: true
 def rank_for_image(
     effects: Tensor,  # (2, K), float: of one image
@@ -468,7 +477,7 @@ def rank_for_image(
     >>> [a.coord for a in rank_for_image(torch.tensor([[0.0, 0.1, 0.0], [0.5, 0.0, 0.2]]), k=2)]
     [0, 2]"""
     check_tensor(effects, "effects", (2, "K"), kind="float", nonempty=True)
-    check(bool(effects.isfinite().all()), "effects", "hold finite values", "NaN or infinity")
+    _finite(effects, "effects")
     k = check_int(k, "k", low=1)
     best, side = at_least_float32(effects).max(0)
     order = best.argsort(descending=True, stable=True)[:k].tolist()
@@ -499,7 +508,7 @@ def greedy_for_image(
     >>> len(greedy_for_image(net, read, w[:1], *style_range(net, w), target=1, k=3)) <= 3
     True"""
     check_callable(classifier, "classifier", "classifier(images) -> logits")
-    k, found = check_int(k, "k", low=1), []
+    k, found, target = check_int(k, "k", low=1), [], check_int(target, "target", low=0)
     shift = check_number(shift, "shift", low=0, high=1, open_low=True)
     chunk_size = check_int(chunk_size, "chunk_size", low=1)
     _latents(w, 1)
@@ -568,7 +577,7 @@ def apply_attributes(
         attributes = _attributes(attributes, styles.shape[1])
         return _images(image_generator, _moved(styles, attributes, torch.stack([lo, hi]), shift))
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #83ffe059
+# %% ../../nbs/05_explain/03_stylex.ipynb #cd989551
 #| code-fold: true
 class Sufficiency(NamedTuple):
     "What `sufficiency` returns: shares of the images, by how many attributes are applied."
@@ -648,6 +657,7 @@ def realism_check(
     check_callable(feature_fn, "feature_fn", "feature_fn(images) -> features (B, d)")
     check_tensor(real, "real", ("n", "C", "H", "W"), kind="float", nonempty=True)
     check(len(real) > 1, "real", "have at least 2 images", real)
+    _finite(real, "real")
     quantile = check_number(quantile, "quantile", low=0, high=1, open_low=True)
 
     def features(images: Tensor, d: int | str = "d") -> Tensor:
@@ -669,7 +679,7 @@ def realism_check(
 
     return is_real
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #7f8d9562
+# %% ../../nbs/05_explain/03_stylex.ipynb #f863f3d2
 #| code-fold: true
 class StyleEffects(NamedTuple):
     "What `style_effects` returns."
@@ -770,8 +780,10 @@ def _coordinates(coords, K: int, device) -> Tensor:
     if not isinstance(coords, Tensor):
         several = isinstance(coords, (list, tuple, range)) and len(coords) > 0
         check(several, "coords", "be coordinates", coords, TypeError)
-        coords = torch.tensor([check_int(k, "coords", low=0, high=K - 1) for k in coords])
+        coords = [check_int(k, "coords", low=0, high=K - 1) for k in coords]
+        coords = torch.tensor(coords, device=device)
     check_tensor(coords, "coords", ("n",), kind="integer", nonempty=True)
+    check(coords.device.type != "meta", "coords", "hold values", "a tensor on meta")
     fits = bool(((coords >= 0) & (coords < K)).all())
     check(fits, "coords", f"lie in 0..{K - 1}", "another one")
     mask = torch.zeros(K, dtype=torch.bool, device=device)
@@ -814,7 +826,7 @@ class _Rest:
                     yield i, j, self._recolored(part - net.n_layers, i, j - columns.start, step)
                     continue
                 styles = self.styles[i].repeat(2, 1)
-                styles[torch.arange(2 * len(i)), j.repeat(2)] += step.flatten()
+                styles[torch.arange(2 * len(i), device=i.device), j.repeat(2)] += step.flatten()
                 more = {}
                 if self.fast and part > 0:
                     x, image = self.states[part]
