@@ -37,7 +37,10 @@ def trained_classifier(x, y):
     layers += [nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2)]
     net = nn.Sequential(*layers)
     batches = minibatches((x, y), 64)
-    loss = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
     fit(net, loss, batches, steps=500, lr=3e-3, bar=False)
     return net.eval().requires_grad_(False)
 
@@ -65,11 +68,10 @@ def measure(channels: tuple, n: int) -> list[dict]:
     found = sprites(3000, size=16, ranges=RANGES, generator=torch.Generator().manual_seed(0))
     y = (found.factors[:, 1] / 0.25 + found.factors[:, 5] / 0.4 > 2).long()
     classifier = trained_classifier(found.x, y)
-    narrow = [c // 2 for c in channels[::-1]]
     net, E = StyleGenerator(26, channels), ImageEncoder(3, 24)
-    judge = ResidualDiscriminator(narrow, 3, 2)
+    judge = ResidualDiscriminator(channels[::-1], 3, 2)
     E, net, _ = train_stylex(
-        E, net, judge, classifier, found.x, steps=STEPS, classifier_weight=0.3
+        E, net, judge, classifier, found.x, steps=STEPS, lr=3e-3, classifier_weight=0.3
     )
     with torch.no_grad():
         prob = classifier(found.x).softmax(1)
@@ -83,22 +85,22 @@ def measure(channels: tuple, n: int) -> list[dict]:
         ours = partial(style_effects, net, classifier, part, *ends, target=1, screen=screen)
         loop = partial(exhaustive, net, classifier, part, *ends, at_once)
         wanted = loop()
-        top = [
-            [(a.coord, a.direction) for a in attfind(e, 10)] for e in (ours().effects, wanted)
-        ]
+        top = [[(a.coord, a.direction) for a in attfind(e, 10)] for e in (ours().effects, wanted)]
         assert top[0] == top[1], top
         if screen is None:
             assert torch.allclose(ours().effects, wanted, atol=1e-4)
         timed = interleaved(ours, loop, repeats=REPEATS, warmup=1)
         how = "all coordinates" if screen is None else f"{screen} screened"
         beside = "all images at once" if at_once else "one image at a time"
-        table.append({"what": f"K = {K}, {n_rows} images, {how}", "beside": f"loop, {beside}"} | timed)
+        table.append(
+            {"what": f"K = {K}, {n_rows} images, {how}", "beside": f"loop, {beside}"} | timed
+        )
     return table
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = [row for channels in ((24, 16, 12), (48, 32, 16)) for row in measure(channels, 32)]
+    rows = [row for channels in ((16, 12, 8), (32, 24, 16)) for row in measure(channels, 32)]
     print(save("stylex", "exhaustive loop", rows))
 
 

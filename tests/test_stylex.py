@@ -521,7 +521,9 @@ def test_sufficiency():
     assert half.target.item() == pytest.approx(1 / 3)
     none = sufficiency(net, C, w, [], *ends)
     assert none.any.shape == (10,) and not none.any.any()
-    judged = sufficiency(net, C, w, [up], *ends, target=1, ks=[1], is_real=lambda x: x[:, 0, 0, 0] < 0)
+    judged = sufficiency(
+        net, C, w, [up], *ends, target=1, ks=[1], is_real=lambda x: x[:, 0, 0, 0] < 0
+    )
     assert judged.realistic.item() == 0 and judged.valid.item() == 0
 
 

@@ -41,12 +41,12 @@ from ponderlearn.generative.gan import (
     r1_penalty,
 )
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #f5561553
+# %% ../../nbs/05_explain/03_stylex.ipynb #01fa698a
 def condition(
     w: Tensor,  # (B, w_dim), float: latent of each image
     prob: Tensor,  # (B, c), float: its class probabilities by the classifier
 ) -> Tensor:
-    """The latent that the generator reads, (B, w_dim + c): w, then the probabilities (sx-condition).
+    """What the generator reads, (B, w_dim + c): w, then the probabilities (sx-condition).
 
     ValueError for rows of `prob` that are no probabilities and for batches that differ.
 
@@ -63,12 +63,12 @@ def _check_probabilities(prob: Tensor) -> None:
     fine = bool((prob >= 0).all() and ((at_least_float32(prob).sum(1) - 1).abs() < 0.01).all())
     check(fine, "prob", "be non-negative with rows that sum to one", "other rows")
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #6360ebd9
+# %% ../../nbs/05_explain/03_stylex.ipynb #4b5fedc9
 def conditional_logit(
     logits: Tensor,  # (B, c), float: the discriminator's, one a class
     prob: Tensor,  # (B, c), float: class probabilities of each image
 ) -> Tensor:
-    """One logit an image, (B,): the classes' logits, weighted by the probabilities (sx-discriminator).
+    """One logit an image, (B,): the classes' logits, weighted (sx-discriminator).
 
     At least float32. ValueError for shapes, TypeError for dtypes.
 
@@ -138,7 +138,7 @@ def classifier_consistency_loss(
     log_q = at_least_float32(logits_rec).log_softmax(1)
     return reduce((log_p.exp() * (log_p - log_q)).sum(1), reduction)  # (sx-classifier)
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #e432a7f5
+# %% ../../nbs/05_explain/03_stylex.ipynb #5b098603
 #| code-fold: true
 class ImageEncoder(nn.Module):
     """Images to latents: strided convolutions down to 4 x 4 or less, then two linear layers.
@@ -154,7 +154,7 @@ class ImageEncoder(nn.Module):
         w_dim: int,  # width of the latent
         *,
         size: int = 16,  # height and width of the images, in pixels
-        width: int = 32,  # channels of the first convolution; doubled by the next ones up to 4 times
+        width: int = 32,  # channels of the first convolution; the next ones double, up to 4 times
     ):
         super().__init__()
         sizes = check_sizes(in_channels=in_channels, w_dim=w_dim, width=width, high=10**6)
@@ -418,7 +418,7 @@ def _targets(target, logits: Tensor) -> Tensor:
     target = check_int(target, "target", low=0, high=c - 1)
     return torch.full((n,), target, device=logits.device)
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #d2d297f8
+# %% ../../nbs/05_explain/03_stylex.ipynb #0cb1d7be
 #| code-fold: true
 class Attribute(NamedTuple):
     "A style coordinate with a direction."
@@ -436,7 +436,7 @@ def attfind(
     max_image_effect: float = 0.2,  # t: an image with so much effect no longer votes
     min_fraction: float = 0.0,  # of all images, share that a column must move by t at least
 ) -> list[Attribute]:
-    """Coordinates that move the classifier, each chosen by the images not yet explained (sx-attfind).
+    """Coordinates that move the classifier, each chosen by images not yet explained (sx-attfind).
 
     Stops early where no image is left or nothing has a positive effect. ValueError for NaN and
     shapes, TypeError for dtypes.

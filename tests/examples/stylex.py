@@ -89,9 +89,9 @@ EXAMPLES = {
         logits_real=free(numbers(5, 2) + 1, "nan", "half", "float64"),
         reduction="sum",
     ),
-    "ImageEncoder": lambda: Call(
-        stylex.ImageEncoder, in_channels=3, w_dim=4, size=8, width=2
-    ).then(lambda net: [p.shape for p in net.parameters()]),
+    "ImageEncoder": lambda: Call(stylex.ImageEncoder, in_channels=3, w_dim=4, size=8, width=2).then(
+        lambda net: [p.shape for p in net.parameters()]
+    ),
     "ImageEncoder.forward": lambda: Call(
         encoder().forward, x=ok(numbers(2, 3, 8, 8), "nan", "axes swapped")
     ),
