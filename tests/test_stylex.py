@@ -241,7 +241,7 @@ def test_training_restores_images_and_answers():
     C = light.eval()
     E, G = made(ImageEncoder, 3, 8), made(StyleGenerator, 10, (16, 12, 8))
     D = made(ResidualDiscriminator, (4, 6, 8), 3, 2)
-    E, G, history = train_stylex(E, G, D, C, x, steps=200, generator=seeded())
+    E, G, history = train_stylex(E, G, D, C, x, steps=120, generator=seeded())
     with torch.no_grad():
         p = C(x).softmax(1)
         agree = (C(G(condition(E(x), p))).argmax(1) == p.argmax(1)).float().mean()
@@ -545,8 +545,8 @@ def test_no_attribute_changes_nothing():
     ends = style_range(net, w)
     assert torch.equal(apply_attributes(net, w, [], *ends), net(w).detach())
     twice = [Attribute(2, 1, 0.0, w), Attribute(2, -1, 0.0, w)]
-    last = apply_attributes(net, w, twice[1:], *ends)
-    assert torch.equal(apply_attributes(net, w, twice, *ends), last)
+    first = apply_attributes(net, w, twice[:1], *ends)
+    assert torch.equal(apply_attributes(net, w, twice, *ends), first)
     with pytest.raises(ValueError, match="attributes must lie in"):
         apply_attributes(net, w, [Attribute(10**3, 1, 0.0, w)], *ends)
 

@@ -463,7 +463,7 @@ def attfind(
         columns[:, best] = 0
     return found
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #a67bec3d
+# %% ../../nbs/05_explain/03_stylex.ipynb #f0bc1634
 #| code-fold: true
 def rank_for_image(
     effects: Tensor,  # (2, K), float: of one image
@@ -533,12 +533,12 @@ def greedy_for_image(
 def _moved(styles: Tensor, attributes: Sequence, ends: Tensor, shift: float) -> Tensor:
     "Styles with attributes applied; each moves its coordinate from where it was."
     out = styles.clone()
-    for a in attributes:
+    for a in reversed(attributes):  # of a coordinate's two directions the first one counts
         end = ends[(a.direction + 1) // 2, a.coord]
         out[:, a.coord] = styles[:, a.coord] + shift * (end - styles[:, a.coord])  # (sx-shift)
     return out
 
-# %% ../../nbs/05_explain/03_stylex.ipynb #b8cd6026
+# %% ../../nbs/05_explain/03_stylex.ipynb #386f7c93
 #| code-fold: true
 def _attributes(attributes, K: int) -> list:
     "Attributes that fit the styles."
@@ -562,7 +562,7 @@ def apply_attributes(
 ) -> Tensor:
     """Images (N, C, H, W) with the attributes' coordinates moved (sx-shift), without gradients.
 
-    Of a coordinate that occurs twice the last direction counts. TypeError or ValueError for
+    Of a coordinate that occurs twice the first direction counts. TypeError or ValueError for
     arguments and for what your networks return.
 
     >>> net, w = StyleGenerator(4, (8,)), torch.randn(9, 4)
