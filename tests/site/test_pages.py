@@ -384,7 +384,7 @@ def test_print_shows_the_text_alone(open_page, address):
 
 PAPER = {"a4": (794, 1123), "letter": (816, 1056), "a5": (559, 794)}  # pixels of 1/96 inch
 MARGIN = 57  # 15 mm
-CUT = """() => {
+CUT_ON_PAPER = """() => {
     const width = document.documentElement.clientWidth;
     const shown = e => e.checkVisibility() && e.getBoundingClientRect().width > 0;
     const parts = document.querySelectorAll(
@@ -409,7 +409,7 @@ def test_nothing_is_cut_off_on_paper(open_page, address, paper, unfolded):
     if unfolded:
         page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     page.evaluate("window.MathJax.startup.promise")
-    assert not page.evaluate(CUT)
+    assert not page.evaluate(CUT_ON_PAPER)
 
 
 def test_a_chapter_becomes_a_pdf_in_light_colors(open_page, address):
