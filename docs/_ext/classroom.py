@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import chapter as page
-from pages import Html, by_name, doc_of, minutes, raw, titled
+from pages import Html, by_name, doc_of, minutes, minutes_of, raw, titled
 
 from ponderlearn.catalogue import CATALOGUE, PAPERS
 from ponderlearn.records import results
@@ -88,9 +88,8 @@ class Plan(Html):
         ]
 
     def reading(self, week: dict) -> str:
-        known = [by_name()[name].minutes for name in week["read"]]
-        written = sum(filter(None, known))
-        return f"{written} min" if all(known) else "in preparation"
+        known = [minutes_of(by_name()[name]) for name in week["read"]]
+        return f"{sum(known)} min" if all(known) else "in preparation"
 
     def named(self, name: str) -> str:
         c = by_name()[name]
@@ -138,8 +137,7 @@ class Machine(Html):
 
     def html(self):
         self.depend_on_notebooks()
-        for file in (Path(self.env.srcdir) / "results").glob("*.json"):
-            self.env.note_dependency(str(file))
+        self.depend_on_results()
         written = [c for c in PAPERS if c.notebook]
         full = [c.seconds["full"] / 60 for c in written if c.seconds.get("full")]
         rows = results()
