@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PACKAGING := settings.ini setup.py pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .PHONY: help course lab chapter check export format lint test test-notebooks test-python test-site \
-	test-all test-lowest test-newest bench docs docs-serve readme verify constraints clean distclean
+	test-all test-lowest test-newest bench bench-memory docs docs-serve readme verify constraints clean distclean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' Makefile | \
@@ -129,9 +129,14 @@ test-newest: ## pytest and the first chapter with the newest versions on the pac
 	@.venv-bench/bin/python -m pip install $(PIP_FLAGS) --no-deps -r benchmarks/requirements.txt
 	@touch $@
 
+# One script that fails does not keep the others from running.
 bench: .venv-bench/.bench ## each method beside its best peer; writes results/bench-*.json
-	@for script in $(filter-out benchmarks/compare.py,$(wildcard benchmarks/*.py)); do \
-	echo "$$script"; .venv-bench/bin/python "$$script" || exit 1; done
+	@failed=; for script in $(filter-out benchmarks/compare.py,$(wildcard benchmarks/*.py)); do \
+	echo "$$script"; .venv-bench/bin/python "$$script" || failed="$$failed $$script"; done; \
+	[ -z "$$failed" ] || { echo "Failed:$$failed" >&2; exit 1; }
+
+bench-memory: ## the same, but only the memory, written beside the times that are stored
+	@BENCH_MEMORY=1 $(MAKE) --no-print-directory bench
 
 docs: $(VENV)/.dev ## build the site into docs/_build
 	@command -v npm >/dev/null || { \

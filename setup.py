@@ -51,7 +51,7 @@ class BuildWithCourse(build_py):
 
     def course_files(self) -> dict[str, str]:
         "Path in the build -> path in the checkout."
-        found = [ROOT / "index.ipynb", ROOT / "settings.ini"]
+        found = [ROOT / "index.ipynb", ROOT / "settings.ini", ROOT / "docs" / "held.svg"]
         found += [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
         keep = [path.relative_to(ROOT) for path in found if path.exists()]
         keep = [

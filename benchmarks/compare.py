@@ -1,8 +1,14 @@
-"""Side by side with a peer in one process: medians of interleaved runs, and their ratio."""
+"""Side by side with a peer in one process: medians of interleaved runs, their ratio, their memory.
+
+With BENCH_MEMORY=1 (`make bench-memory`) only the memory is measured, and written beside the times
+that are stored.
+"""
 
 import json
+import os
 import platform
 import time
+import tracemalloc
 from collections.abc import Callable
 from datetime import date
 from operator import itemgetter
@@ -18,6 +24,8 @@ from ponderlearn.catalogue import write_atomic
 from ponderlearn.metrics import Interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+MEMORY_ONLY = bool(os.environ.get("BENCH_MEMORY"))
+LONG = 2.0  # seconds: the memory of a longer run is not watched, its record would not fit
 
 
 def interleaved(
@@ -30,7 +38,10 @@ def interleaved(
     """Milliseconds of both (medians) and the ratio theirs / ours: above 1 we are faster.
 
     The two run by turns, the order changing, so that a busy machine slows both. The interval is a
-    percentile bootstrap of the ratio of medians over pairs of neighboring runs."""
+    percentile bootstrap of the ratio of medians over pairs of neighboring runs. Then one run of
+    each is watched for the megabytes that it holds at most."""
+    if MEMORY_ONLY:
+        repeats, warmup = 3, min(warmup, 1)
     for _ in range(warmup):
         ours(), theirs()
     seconds = np.zeros((repeats, 2))
@@ -50,6 +61,8 @@ def interleaved(
         "low": round(ratio.low, 3),
         "high": round(ratio.high, 3),
         "repeats": repeats,
+        **({"ours_mb": held(ours)} if mine < LONG else {}),
+        **({"peer_mb": held(theirs)} if peer < LONG else {}),
     }
 
 
@@ -65,10 +78,21 @@ def ratio_interval(
 
 
 def peak_megabytes(
-    update: Callable,  # called once before, and once while its memory is watched
+    update: Callable,  # called once before, and then while its memory is watched
 ) -> float:
-    "Megabytes that torch holds at most during one update, over what it held before."
+    "Megabytes that one update holds at most, over what was held before."
     update()
+    return held(update)
+
+
+def held(update: Callable) -> float:
+    """As `peak_megabytes`, for an update that has run before: what torch allocates, and Python.
+
+    NumPy's arrays are seen (Python's), the memory of solvers and other compiled code is not."""
+    tracemalloc.start()
+    update()
+    python = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     with TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
             update()
@@ -76,8 +100,9 @@ def peak_megabytes(
         events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
     sizes = [(e["ts"], e["args"]) for e in events if e["name"] == "[memory]"]
     sizes = [x for _, x in sorted(sizes, key=itemgetter(0))]
-    start = sizes[0]["Total Allocated"] - sizes[0]["Bytes"]
-    return round((max(x["Total Allocated"] for x in sizes) - start) / 1e6, 1)
+    start = sizes[0]["Total Allocated"] - sizes[0]["Bytes"] if sizes else 0
+    torch_peak = max((x["Total Allocated"] for x in sizes), default=0) - start
+    return round((torch_peak + python) / 1e6, 1)
 
 
 def both_ways(
@@ -116,6 +141,9 @@ def save(
     **more,  # what else the file holds, as JSON takes it
 ) -> Path:
     "Write results/bench-<chapter>.json with date, machine and torch; print its table."
+    file = RESULTS / f"bench-{chapter}.json"
+    if MEMORY_ONLY:
+        return write_atomic(file, json.dumps(with_memory(file, rows), indent=1) + "\n")
     found = {
         "chapter": chapter,
         "peer": peer,
@@ -125,6 +153,20 @@ def save(
         "rows": rows,
         **more,
     }
-    file = write_atomic(RESULTS / f"bench-{chapter}.json", json.dumps(found, indent=1) + "\n")
+    write_atomic(file, json.dumps(found, indent=1) + "\n")
     print(bench_table(chapter))
     return file
+
+
+def with_memory(
+    file: Path,  # a stored benchmark
+    rows: list[dict],  # the same rows, measured again
+) -> dict:
+    "The stored benchmark with the memory of the new rows; ValueError if these are other rows."
+    found = json.loads(file.read_text(encoding="utf-8"))
+    names = [[(r["what"], r.get("beside")) for r in own] for own in (found["rows"], rows)]
+    if names[0] != names[1]:
+        raise ValueError(f"{file.name} has other rows than this script: make bench first")
+    for old, new in zip(found["rows"], rows, strict=True):
+        old |= {key: new[key] for key in ("ours_mb", "peer_mb") if key in new}
+    return found

@@ -30,6 +30,7 @@ extensions = [
     "chapter",
     "pages",
     "held",
+    "speed",
     "api",
     "classroom",
 ]

@@ -557,10 +557,11 @@ def _bytes(nb):
 def _copies(solutions):
     "Relative path -> bytes of all that a reader gets."
     root = catalogue.course_root()
-    for path in sorted([root / "index.ipynb", *(root / "nbs").rglob("*.ipynb")]):
+    picture = root / "docs" / "held.svg"  # the front page shows it
+    for path in sorted([root / "index.ipynb", picture, *(root / "nbs").rglob("*.ipynb")]):
         if path.is_file() and ".ipynb_checkpoints" not in path.parts:
             data = path.read_bytes()
-            if not solutions:
+            if not solutions and path.suffix == ".ipynb":
                 nb = without_solutions(json.loads(data))
                 data = _bytes(nb)
             yield path.relative_to(root).as_posix(), data
@@ -599,7 +600,7 @@ def _renew(folder, copies):
             written.append(name)
         known[name] = whole if opened else _sha(data), _cells(data)
     write_atomic(manifest, json.dumps(known, indent=1))
-    _sign(folder / name for name in written)
+    _sign(folder / name for name in written if name.endswith(".ipynb"))
     return written, kept
 
 

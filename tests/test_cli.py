@@ -322,6 +322,15 @@ def test_a_notebook_that_was_only_opened_is_not_yours(course):
     assert mine.read_bytes() == course.path.read_bytes()
 
 
+@pytest.mark.parametrize("option", [[], ["--no-solutions"]])
+def test_the_picture_of_the_front_page_comes_along(course, option):
+    picture = course.top / "docs" / "held.svg"
+    picture.parent.mkdir()
+    picture.write_text("<svg/>")
+    assert "2 files" in course("lab", "mine", "--no-open", *option)
+    assert (course.desk / "mine" / "docs" / "held.svg").read_text() == "<svg/>"
+
+
 def test_what_is_copied_is_trusted(course):
     from nbformat.sign import NotebookNotary
 

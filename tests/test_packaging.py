@@ -113,7 +113,7 @@ def test_wheel_carries_the_course(wheel):
         names = set(z.namelist())
         top = "ponderlearn/_course/"
         packed = {n.removeprefix(top): z.read(n) for n in names if n.startswith(top)}
-    wanted = [ROOT / "index.ipynb", ROOT / "settings.ini"]
+    wanted = [ROOT / "index.ipynb", ROOT / "settings.ini", ROOT / "docs" / "held.svg"]
     wanted += [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "results").glob("*.json")]
     wanted = [
         p for p in wanted if ".ipynb_checkpoints" not in p.parts and not p.name.startswith("_")

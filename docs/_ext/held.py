@@ -214,11 +214,11 @@ def part_of() -> dict[str, int]:
 NAME = re.compile(r"(?<![`{])\{([a-z_]+)\}(?!\})")  # not a directive's: those follow backticks
 
 
-def filled(text: str, numbers: dict[str, str]) -> str:
+def filled(text: str, numbers: dict[str, str], file: str = "docs/what_held.md") -> str:
     "The text with {name} replaced; ValueError for a name that is none of the numbers."
     unknown = {m[1] for m in NAME.finditer(text)} - set(numbers)
     if unknown:
-        raise ValueError(f"docs/what_held.md: no number {sorted(unknown)}; see facts() in held.py")
+        raise ValueError(f"{file}: no number {sorted(unknown)}; see facts() in docs/_ext")
     return NAME.sub(lambda m: numbers[m[1]], text)
 
 

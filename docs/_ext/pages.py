@@ -376,6 +376,7 @@ def contents(srcdir: Path) -> str:
 REFERENCE = [
     "/docs/what_held",
     "/docs/results",
+    "/docs/speed",
     "/docs/classroom",
     "/docs/api/index",
     "/docs/notation",
@@ -407,12 +408,15 @@ def offer_fold(app, pagename, templatename, context, doctree):
     context["fold_parts"] = fold_parts
 
 
+FROM_RESULTS = "docs/results", "docs/what_held", "docs/speed"
+
+
 def new_pages(app, env, added, changed, removed):
     "The front page and the results list other files: read them again when there are more or fewer."
     files = sorted(p.name for p in (Path(app.srcdir) / "results").glob("*.json"))
     more = added or removed or files != getattr(env, "result_files", files)
     env.result_files = files
-    return [d for d in ("index", "docs/results", "docs/what_held") if more and d in env.found_docs]
+    return [d for d in ("index", *FROM_RESULTS) if more and d in env.found_docs]
 
 
 def setup(app):

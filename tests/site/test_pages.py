@@ -320,6 +320,23 @@ def test_marks_of_all_claims_are_seen_and_told_apart(open_page, address, width):
     assert table.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_every_comparison_is_seen_on_the_axis_and_in_a_table(open_page, address, width):
+    import speed  # docs/_ext, see conftest.py
+
+    found = speed.benches(TOP)
+    page = open_page(address + "docs/speed.html", width=width)
+    boxes = page.locator(".dots b").evaluate_all("""all => all
+        .map(b => [b, b.closest('.dots')].map(e => e.getBoundingClientRect()))
+        .map(([b, d]) => [b.left - d.left, d.right - b.right, b.top - d.top, d.bottom - b.bottom])
+    """)
+    assert len(boxes) == sum(len(b.rows) for b in found)
+    assert min(min(box) for box in boxes) > -5
+    assert page.locator(".speed-table").count() == len(found)
+    assert page.locator(".speed-table tbody tr").count() == len(boxes)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def serious(page) -> list[str]:
     "axe-core's violations of level serious or critical."
     page.evaluate("() => window.MathJax?.startup?.promise")
@@ -340,6 +357,7 @@ def serious(page) -> list[str]:
         "docs/api/ponderlearn.adaptive.act.html",
         "docs/results.html",
         "docs/what_held.html",
+        "docs/speed.html",
     ],
 )
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -496,7 +514,13 @@ def test_results_show_failures_first(open_page, address):
 
 
 def test_link_previews(built):
-    for name in ("index.html", CHAPTER, "docs/results.html", "docs/what_held.html"):
+    for name in (
+        "index.html",
+        CHAPTER,
+        "docs/results.html",
+        "docs/what_held.html",
+        "docs/speed.html",
+    ):
         html = (built / name).read_text(encoding="utf-8")
         found = dict(re.findall(r'<meta property="og:([\w:]+)" content="([^"]*)"', html))
         assert (
