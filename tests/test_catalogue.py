@@ -179,7 +179,8 @@ PROBLEMS = [row for group in TABLE["problems"] for row in group["rows"]]
 
 def test_every_paper_and_method_helps_with_something():
     names = {row["chapter"] for row in PROBLEMS}
-    assert names == {c.name for c in CATALOGUE if c.kind != "foundation"}
+    assert names >= {c.name for c in CATALOGUE if c.kind != "foundation"}
+    assert names <= {c.name for c in CATALOGUE}
     said = [row["problem"] for row in PROBLEMS]
     assert len(set(said)) == len(said) and 25 <= len(said) <= 45
     assert all(text.endswith((".", "?")) for text in said)

@@ -73,6 +73,19 @@ def test_every_exercise_is_found(c):
     assert not c.notebook or len(numbers) >= (3 if c.kind == "method" else 5)
 
 
+@pytest.mark.parametrize("c", [c for c in CATALOGUE if c.notebook], ids=lambda c: c.name)
+def test_no_solution_stands_in_an_untagged_cell(c):
+    nb = json.loads((TOP / c.notebook).read_text(encoding="utf-8"))
+    cells = [(x, "".join(x["source"])) for x in nb["cells"] if x["cell_type"] == "markdown"]
+    starts = [i for i, (_, text) in enumerate(cells) if re.search(r"(?m)^## Exercise", text)]
+    for cell, text in cells[starts[0] + 1 :] if starts else []:
+        if "solution" in cell["metadata"].get("tags", []):
+            continue
+        assert re.match(r"\*\*\d+ \(|## ", text), text[:200]
+        if re.search(r"(?m)^## ", text):
+            break
+
+
 def test_commands_of_the_page_exist():
     from ponderlearn.cli import app
 

@@ -157,6 +157,9 @@ def facts(rows: list[dict], of: dict) -> dict[str, str]:
         "kinds_by_share": by_share(rows, of),
         "parts_by_share": parts_by_share(rows),
     }
+    rival = [r for r in failed if entry(r, of).get("why") == "rival"]
+    found["n_rival_ahead"] = sum(distance(r) == "against" for r in rival)
+    found |= {"n_" * isinstance(v, int) + k: v for k, v in of["second"].items()}
     for why in of["why"]:
         found[f"n_{why['key']}"] = sum(entry(r, of).get("why") == why["key"] for r in failed)
     return {k: str(v) for k, v in found.items()}
