@@ -13,7 +13,7 @@ from ponderlearn.catalogue import CATALOGUE, PARTS, read_json
 from ponderlearn.records import number
 
 TICKS = (0.25, 0.5, 1, 2, 5, 10, 100, 1000)
-ENDS = 0.25, 1000.0  # of the axis; what lies beyond is drawn at its edge, with an arrow
+ENDS = 0.2, 5000.0  # of the axis; what lies beyond is drawn at its edge
 SIDES = {"faster": "is-yes", "level": "is-not-testable", "slower": "is-no"}
 
 
