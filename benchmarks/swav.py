@@ -15,16 +15,14 @@ from ponderlearn.contrastive.swav import sinkhorn_codes
 
 
 def official(scores: torch.Tensor, epsilon: float = 0.05, n_iter: int = 3) -> torch.Tensor:
-    Q = torch.exp(scores / epsilon).t()  # K x B
-    K, B = Q.shape
-    Q /= torch.sum(Q)
+    "In the structure of the official code: K x B, exponentials without a shift, scaled in place."
+    table = (scores / epsilon).exp().T
+    n_prototypes, n_images = table.shape
+    table.div_(table.sum())
     for _ in range(n_iter):
-        Q /= torch.sum(Q, dim=1, keepdim=True)
-        Q /= K
-        Q /= torch.sum(Q, dim=0, keepdim=True)
-        Q /= B
-    Q *= B
-    return Q.t()
+        table.div_(table.sum(1, keepdim=True)).div_(n_prototypes)
+        table.div_(table.sum(0, keepdim=True)).div_(n_images)
+    return table.mul_(n_images).T
 
 
 def plain(scores: torch.Tensor, epsilon: float = 0.05, n_iter: int = 3) -> torch.Tensor:
