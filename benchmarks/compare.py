@@ -7,6 +7,7 @@ that are stored.
 import json
 import os
 import platform
+import re
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -158,14 +159,19 @@ def save(
     return file
 
 
+def row_name(row: dict) -> tuple:
+    "What a row compares, without the megabytes that some name in words."
+    return re.sub(r"[\d.]+ MB", "MB", row["what"]), row.get("beside")
+
+
 def with_memory(
     file: Path,  # a stored benchmark
     rows: list[dict],  # the same rows, measured again
 ) -> dict:
     "The stored benchmark with the memory of the new rows; ValueError if these are other rows."
     found = json.loads(file.read_text(encoding="utf-8"))
-    names = [[(r["what"], r.get("beside")) for r in own] for own in (found["rows"], rows)]
-    if names[0] != names[1]:
+    before, now = ([row_name(r) for r in own] for own in (found["rows"], rows))
+    if before != now:
         raise ValueError(f"{file.name} has other rows than this script: make bench first")
     for old, new in zip(found["rows"], rows, strict=True):
         old |= {key: new[key] for key in ("ours_mb", "peer_mb") if key in new}
