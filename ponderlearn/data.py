@@ -50,7 +50,10 @@ def check_values(
     low: float | None = None,  # least value allowed
     high: float | None = None,  # greatest value allowed
 ) -> Tensor:
-    "`x` if it is finite and within `low` .. `high`, else ValueError with the first bad value."
+    """`x` if it is finite and within `low` .. `high`, else ValueError with the first bad value.
+
+    >>> check_values(torch.tensor([0.0, 0.5]), "x", low=0, high=1)
+    tensor([0.0000, 0.5000])"""
     check_tensor(x, argument, kind="float")
     low = None if low is None else check_number(low, "low")
     high = None if high is None else check_number(high, "high")
@@ -72,7 +75,10 @@ def check_images(
     x: Tensor,  # float, (n, C, H, W), values in [0, 1]
     argument: str = "images",  # its name
 ) -> Tensor:
-    "`x` if it is a non-empty batch of images with values in [0, 1], else TypeError or ValueError."
+    """`x` if it is a non-empty batch of images with values in [0, 1], else TypeError or ValueError.
+
+    >>> check_images(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 1, 8, 8])"""
     check_tensor(x, argument, ("n", "C", "H", "W"), kind="float", nonempty=True)
     return check_values(x, argument, low=0, high=1)
 
@@ -83,7 +89,10 @@ def check_labels(
     *,
     n_classes: int | None = None,  # labels must lie in 0 .. n_classes - 1
 ) -> Tensor:
-    "`y` if it is a non-empty vector of class labels, else TypeError or ValueError."
+    """`y` if it is a non-empty vector of class labels, else TypeError or ValueError.
+
+    >>> check_labels(torch.tensor([0, 2, 1]), n_classes=3)
+    tensor([0, 2, 1])"""
     check_tensor(y, argument, ("n",), kind="integer", nonempty=True)
     n_classes = None if n_classes is None else check_int(n_classes, "n_classes", low=1)
     low, high = int(y.min()), int(y.max())
@@ -101,7 +110,11 @@ def stratified_split(
     """Disjoint index vectors, int64: the rest, then one of each size; each keeps the classes'
     shares.
 
-    Each is in ascending order."""
+    Each is in ascending order.
+
+    >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    >>> [labels[part].tolist() for part in stratified_split(labels, (3,))]
+    [[0, 0, 1], [0, 0, 1]]"""
     check_labels(labels)
     left, parts = labels.cpu().numpy(), []
     seed = check_int(seed, "seed", low=0, high=2**32 - 1)
@@ -153,7 +166,10 @@ def digits() -> Digits:
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
     Learning Repository, 1998; the test set of it. License: CC BY 4.0. The split is fixed and
-    stratified."""
+    stratified.
+
+    >>> digits().train.x.shape
+    torch.Size([1197, 1, 8, 8])"""
     x, y = need("sklearn.datasets").load_digits(return_X_y=True)
     x = torch.from_numpy(x).float().reshape(-1, 1, 8, 8) / 16
     y = torch.from_numpy(y).long()
@@ -204,7 +220,11 @@ def read_idx(
     *,
     limit: int = 64_000_000,  # most bytes that it may hold, unpacked
 ) -> Tensor:
-    "The uint8 tensor in an IDX file; ValueError names a file that is none, cut off or too large."
+    """The uint8 tensor in an IDX file; ValueError names a file that is none, cut off or too large.
+
+    >>> _ = Path("two.idx").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]))  # one axis of 2
+    >>> read_idx("two.idx")
+    tensor([7, 9], dtype=torch.uint8)"""
     path = check_path(path)
     return _parse_idx(_unpack(path, check_int(limit, "limit", low=4)), path.name)
 
@@ -279,7 +299,10 @@ def mnist(
 
     Source: Y. LeCun, C. Cortes, C. Burges, the MNIST database, 1998. License: CC BY-SA 3.0. Other
     files than MNIST's are split 11 to 1 and have their own source and license. FileNotFoundError or
-    ValueError name the file that is missing, cut off, too large or foreign."""
+    ValueError name the file that is missing, cut off, too large or foreign.
+
+    >>> mnist(size=14).train.x.shape
+    torch.Size([3500, 1, 14, 14])"""
     check_choice(size, "size", (28, 14, 7, 4))
     check_bool(checksum=checksum)
     if folder is None:
@@ -353,7 +376,10 @@ def vocabulary(
     text: str,  # the training text
     n: int = 95,  # how many characters get an id of their own
 ) -> Vocabulary:
-    "The `n` most frequent characters of `text`, most frequent first, ties by code point."
+    """The `n` most frequent characters of `text`, most frequent first, ties by code point.
+
+    >>> vocabulary("banana").encode("nab!")
+    tensor([2, 1, 3, 0])"""
     check(isinstance(text, str), "text", "be a string", text, TypeError)
     check(text != "", "text", "not be empty", text)
     n = check_int(n, "n", low=1)
@@ -377,7 +403,11 @@ def text() -> Text:
     contiguous parts.
 
     Source: pydoc_data.topics of CPython 3.11.7, frozen. Copyright Python Software Foundation.
-    License: PSF-2.0, examples in it 0BSD. RuntimeError if the shipped file is damaged."""
+    License: PSF-2.0, examples in it 0BSD. RuntimeError if the shipped file is damaged.
+
+    >>> book = text()
+    >>> len(book.topics), book.vocabulary.size
+    (79, 96)"""
     topics = _topics()
     whole = _without_repeats(topics)
     a, b = (whole.index("\n\n", int(share * len(whole))) + 2 for share in (0.8, 0.9))
@@ -447,7 +477,12 @@ def read_off(
 ) -> tuple[Tensor, Tensor]:
     """Vertices, float32 (V, 3), and triangles, int64 (F, 3), of a mesh; larger faces are cut.
 
-    ValueError names the file if it is no such mesh."""
+    ValueError names the file if it is no such mesh.
+
+    >>> _ = Path("one.off").write_text("OFF 3 1 0  0 0 0  1 0 0  0 1 0  3 0 1 2")
+    >>> points, faces = read_off("one.off")
+    >>> points.shape, faces
+    (torch.Size([3, 3]), tensor([[0, 1, 2]]))"""
     path = check_path(path)
     words = _unpack(path, check_int(limit, "limit", low=4)).decode("ascii", "replace").split()
     first = words[0] if words else ""
@@ -475,7 +510,11 @@ def sample_surface(
 ) -> Tensor:
     """Points uniform on the surface, float32 (n_points, 3).
 
-    TypeError or ValueError for other faces than triangles, or a surface without area."""
+    TypeError or ValueError for other faces than triangles, or a surface without area.
+
+    >>> corners, faces = torch.eye(3), torch.tensor([[0, 1, 2]])
+    >>> sample_surface(corners, faces, 50).shape
+    torch.Size([50, 3])"""
     rng = np.random.RandomState(check_int(seed, "seed", low=0, high=2**32 - 1))
     n_points = check_int(n_points, "n_points", low=1)
     check_tensor(points, "points", ("V", 3), kind="float", nonempty=True)
@@ -562,7 +601,11 @@ def point_clouds(
     tenth of its training part to validate.
 
     Source and license of ModelNet40: Z. Wu and others, 3D ShapeNets, CVPR 2015; for research only.
-    FileNotFoundError or ValueError name the file that is missing or is no mesh."""
+    FileNotFoundError or ValueError name the file that is missing or is no mesh.
+
+    >>> clouds = point_clouds(sizes=(16, 8, 8))
+    >>> clouds.train.x.shape, clouds.names[:2]
+    (torch.Size([16, 100, 3]), ('sphere', 'ball'))"""
     n_points = check_int(n_points, "n_points", low=2)
     seed = check_int(seed, "seed", low=0, high=2**31 - 1)
     if folder is None:
@@ -689,7 +732,11 @@ def minibatches(
 
     With a `seed`, each epoch visits every sample once, in an order that comes from the seed (the
     last fewer than `batch_size` samples are left out), and `generator` is not used. TypeError or
-    ValueError for tensors that do not fit together."""
+    ValueError for tensors that do not fit together.
+
+    >>> batches = minibatches((torch.arange(4),), 2, seed=0)
+    >>> torch.cat([batches(step, seeded(0))[0] for step in (1, 2)]).sort().values  # one epoch
+    tensor([0, 1, 2, 3])"""
     ok = isinstance(tensors, (tuple, list)) and len(tensors) > 0
     check(ok, "tensors", "be a tuple of tensors", tensors, TypeError)
     sizes = {}
@@ -721,7 +768,11 @@ def windows(
 ) -> Callable[[int, torch.Generator], tuple[Tensor, Tensor]]:
     """A pure function (step, generator) -> (x, y), both (batch_size, length).
 
-    y[b, t] is the id that follows x[b, t]."""
+    y[b, t] is the id that follows x[b, t].
+
+    >>> x, y = windows(torch.arange(9), 2, 4)(1, seeded(0))
+    >>> x.shape, (y - x).unique()
+    (torch.Size([2, 4]), tensor([1]))"""
     check_tensor(ids, "ids", ("n",), kind="integer")
     batch_size = check_int(batch_size, "batch_size", low=1)
     length = check_int(length, "length", low=1)
@@ -756,7 +807,10 @@ def flip_labels(
     """`labels` with each flipped to a wrong class with probability `rate`, independently.
 
     So the share that is flipped varies around `rate`. TypeError or ValueError for what are no
-    labels of at least 2 classes, or no rate."""
+    labels of at least 2 classes, or no rate.
+
+    >>> flip_labels(torch.tensor([0, 1, 2]), 1.0, kind="next").labels
+    tensor([1, 2, 0])"""
     check_labels(labels, n_classes=n_classes)
     n_classes = int(labels.max()) + 1 if n_classes is None else n_classes
     check_int(n_classes, "n_classes", low=2)
@@ -788,7 +842,10 @@ def noisy_task(
     kind: str = "uniform",  # as in `flip_labels`
     seed: int = 0,  # of the flips
 ) -> NoisyTask:
-    "The task of learning `source` from flipped labels; errors as `flip_labels`."
+    """The task of learning `source` from flipped labels; errors as `flip_labels`.
+
+    >>> noisy_task(digits(), 0.4).x.shape
+    torch.Size([1197, 64])"""
     check(isinstance(source, Digits), "source", "be Digits", source, TypeError)
     train, valid, test = (Split(s.x.flatten(1), s.y) for s in source[:3])
     std, mean = torch.std_mean(train.x)
@@ -805,5 +862,9 @@ def noisy_digits(
     kind: str = "uniform",  # as in `flip_labels`
     seed: int = 0,  # of the flips
 ) -> NoisyTask:
-    "The task of learning `digits()` from flipped labels; errors as `flip_labels`."
+    """The task of learning `digits()` from flipped labels; errors as `flip_labels`.
+
+    >>> task = noisy_digits(0.4)
+    >>> (task.labels != task.clean_labels).equal(task.flipped)
+    True"""
     return noisy_task(digits(), rate, kind=kind, seed=seed)

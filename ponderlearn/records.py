@@ -27,7 +27,10 @@ SCALES = ("quick", "full", "gpu")
 
 
 def scale() -> str:
-    "How much to compute: 'quick', 'full' or 'gpu', from PONDERLEARN_SCALE ('full' if not set)."
+    """How much to compute: 'quick', 'full' or 'gpu', from PONDERLEARN_SCALE ('full' if not set).
+
+    >>> scale() in SCALES
+    True"""
     value = os.environ.get("PONDERLEARN_SCALE") or "full"
     if value not in SCALES:
         raise ValueError(f"PONDERLEARN_SCALE must be one of 'quick', 'full', 'gpu', got {value!r}")
@@ -40,7 +43,10 @@ def by_scale(
     quick: dict | None = None,  # what differs at quick
     gpu: dict | None = None,  # what differs at gpu
 ) -> AttrDict:
-    "The numbers at the present scale as attributes; names missing at quick or gpu are full's."
+    """The numbers at the present scale as attributes; names missing at quick or gpu are full's.
+
+    >>> by_scale(full={"steps": 300, "seeds": 5}, quick={"steps": 20}).seeds
+    5"""
     _typed(full, dict, "full", "be a dict of numbers")
     for where, numbers in (("quick", quick), ("gpu", gpu)):
         _typed({} if numbers is None else numbers, dict, where, "be a dict of numbers or None")
@@ -51,7 +57,10 @@ def by_scale(
 
 # %% ../nbs/00_foundations/03_records.ipynb #7a60e1c2
 def device():
-    "The torch.device to compute on: PONDERLEARN_DEVICE, else CUDA if there, else the CPU."
+    """The torch.device to compute on: PONDERLEARN_DEVICE, else CUDA if there, else the CPU.
+
+    >>> device().type in ("cpu", "cuda", "mps")
+    True"""
     import torch
 
     name = os.environ.get("PONDERLEARN_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,7 +112,10 @@ def number(
     unit: str = "",  # unit of the number
     spec: str | Callable | None = None,  # a format such as ".2f", or a function x -> text
 ) -> str:
-    "The value as text: three significant digits unless `spec` says otherwise; a dash for no value."
+    """The value as text: three significant digits unless `spec` says otherwise; a dash for none.
+
+    >>> number(0.123456), number(12345, "steps"), number(None)
+    ('0.123', '12,345 steps', '–')"""
     x, _ = _python(x), _typed(unit, str, "unit", "be text")
     if callable(spec):
         text = str(spec(x))
@@ -160,7 +172,10 @@ def _interval(x):
 def above(
     bound: float,  # in the unit of the evidence
 ) -> Rule:
-    "Holds if the 95 % interval lies above the bound."
+    """Holds if the 95 % interval lies above the bound.
+
+    >>> above(0).words
+    'the 95 % interval lies above 0'"""
     bound = _real(bound, "bound")
     words = f"the 95 % interval lies above {number(bound)}"
     return Rule(words, lambda x: _interval(x).low > bound, bound)
@@ -169,7 +184,10 @@ def above(
 def below(
     bound: float,  # in the unit of the evidence
 ) -> Rule:
-    "Holds if the 95 % interval lies below the bound."
+    """Holds if the 95 % interval lies below the bound.
+
+    >>> below(0.5).words
+    'the 95 % interval lies below 0.5'"""
     bound = _real(bound, "bound")
     words = f"the 95 % interval lies below {number(bound)}"
     return Rule(words, lambda x: _interval(x).high < bound, bound)
@@ -179,7 +197,10 @@ def within(
     low: float,  # in the unit of the evidence
     high: float,  # at least `low`
 ) -> Rule:
-    "Holds if the 95 % interval lies between the two, ends included."
+    """Holds if the 95 % interval lies between the two, ends included.
+
+    >>> within(-1, 1).words
+    'the 95 % interval lies within [-1, 1]'"""
     low, high = _real(low, "low"), _real(high, "high")
     if not low <= high:
         raise ValueError(f"low and high must be in order, got {low} and {high}")
@@ -262,7 +283,10 @@ class Claim(NamedTuple):
 def measured(
     row: dict,  # a claim as a dict
 ) -> str:
-    "What was measured as text, with its unit and interval."
+    """What was measured as text, with its unit and interval.
+
+    >>> measured({"here": 0.25, "unit": "points", "interval": (0.1, 0.4)})
+    '0.25 points [0.1, 0.4]'"""
     _typed(row, dict, "row", "be a claim as a dict")
     if not {"here", "unit"} <= set(row):
         raise ValueError(f"row must hold 'here' and 'unit', got {sorted(row)}")
@@ -341,7 +365,10 @@ def record(
     """Record what was measured for a claim at the present scale and device; replaces an older one.
 
     `expect(...).record(...)` calls this with the rule's verdict. TypeError or ValueError for what
-    is no number, text or verdict, for NaN, an empty rule or an unknown chapter."""
+    is no number, text or verdict, for NaN, an empty rule or an unknown chapter.
+
+    >>> record("act", "few steps", paper=2, here=1.5, unit="steps", rule="under 2", holds=True)
+    yes: few steps – here: 1.5 steps – if under 2"""
     holds = _verdict(holds)
     row = Claim(
         _text(claim, "claim"),
@@ -462,7 +489,10 @@ def expect(
     note: str = "",  # a remark; with testable=False it must say why
     timing: bool = False,  # whether it measures time, which no second run measures alike
 ) -> Expectation:
-    "State a claim and its rule before the run; ValueError or TypeError as in `record`."
+    """State a claim and its rule before the run; ValueError or TypeError as in `record`.
+
+    >>> expect("act", "few steps", paper=2, unit="steps", rule=below(2))
+    few steps – paper: 2 steps – holds if the 95 % interval lies below 2"""
     if not isinstance(rule, Rule):
         raise TypeError(
             f"rule must be a Rule such as above(0) or Rule(words, test), got {type(rule).__name__}"
@@ -490,7 +520,11 @@ def expect(
 def settle(
     rows: list[dict],  # claims of one chapter, as dicts
 ) -> list[dict]:
-    "The rows after Holm's correction within each scale and device; the input is left as it is."
+    """The rows after Holm's correction within each scale and device; the input is left as it is.
+
+    >>> row = {"scale": "full", "device": "cpu", "holds": "yes"}
+    >>> [r["holds"] for r in settle([row | {"p": p} for p in (0.001, 0.03, 0.04)])]
+    ['yes', 'suggestive', 'suggestive']"""
     for row in _typed(rows, (list, tuple), "rows", "be a list of claims"):
         _typed(row, dict, "rows", "be a list of claims, each as a dict,")
     rows, families = [dict(row) for row in rows], {}
@@ -509,7 +543,11 @@ def settle(
 def expected(
     chapter: str,  # the chapter's name
 ) -> list[Expectation]:
-    "What has been stated with `expect` so far."
+    """What has been stated with `expect` so far.
+
+    >>> _ = expect("act", "few steps", paper=2, unit="steps", rule=below(2))
+    >>> [e.claim for e in expected("act")]
+    ['few steps']"""
     name = _known(chapter)
     return [e for e in _expected.values() if e.chapter == name]
 
@@ -517,7 +555,11 @@ def expected(
 def recorded(
     chapter: str,  # the chapter's name
 ) -> list[dict]:
-    "The claims recorded so far at the present scale, after Holm's correction."
+    """The claims recorded so far at the present scale, after Holm's correction.
+
+    >>> _ = record("act", "few steps", paper=2, here=1.5, rule="under 2", holds=True)
+    >>> [row["holds"] for row in recorded("act")]
+    ['yes']"""
     name = _known(chapter)
     return settle(
         [c._asdict() for key, c in _recorded.items() if key[0] == name and key[2] == scale()]
@@ -550,7 +592,10 @@ def _stored(name) -> dict:
 def runs(
     chapter: str,  # the chapter's name
 ) -> list[dict]:
-    "The committed runs of a chapter (scale, device, seconds, ...), and the present one if timed."
+    """The committed runs of a chapter (scale, device, seconds, ...), and the present one if timed.
+
+    >>> "full" in {run["scale"] for run in runs("act")}
+    True"""
     c = _row(chapter, "chapter")
     found = _stored(c.name)["runs"]
     if not found and c.notebook:
@@ -565,7 +610,10 @@ def runs(
 def results(
     chapter: str | None = None,  # a chapter's name; all chapters if None
 ) -> list[dict]:
-    "The committed claims: `chapter`, the fields of `Claim`, and the run's torch, seconds and date."
+    """The committed claims: `chapter`, the fields of `Claim`, the run's torch, seconds and date.
+
+    >>> {row["chapter"] for row in results("act")}
+    {'act'}"""
     found = []
     for name in [c.name for c in CATALOGUE] if chapter is None else [_known(chapter)]:
         stored = _stored(name)

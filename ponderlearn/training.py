@@ -76,7 +76,10 @@ def seeded(
     *,
     device: str | torch.device = "cpu",  # where the generator draws
 ) -> torch.Generator:
-    "A new generator seeded with `seed`, or with `seed` and `step` the way `fit` does it."
+    """A new generator seeded with `seed`, or with `seed` and `step` the way `fit` does it.
+
+    >>> torch.rand(2, generator=seeded(0))
+    tensor([0.4963, 0.7682])"""
     seed = check_int(seed, "seed", low=0, high=2**31 - 1)
     number = seed if step is None else _seed_of(seed, check_int(step, "step", low=0))
     check_device(device)
@@ -105,7 +108,10 @@ def progress(
     initial: int = 0,  # units done before, by a run that was killed
     file=None,  # where to write; default: the notebook or the terminal
 ):
-    "For a `with`: a tqdm bar that has `.update(n)` and `.set_postfix(loss=...)`."
+    """For a `with`: a tqdm bar that has `.update(n)` and `.set_postfix(loss=...)`.
+
+    >>> with progress(3, bar=False) as line:
+    ...     line.update(3)"""
     if _inside or not bar or not (file or _watched()):
         return nullcontext(types.SimpleNamespace(update=_nothing, set_postfix=_nothing))
     tqdm = need("tqdm").tqdm if file else need("tqdm.auto").tqdm
@@ -137,7 +143,9 @@ def save_checkpoint(
 ) -> None:
     """Write `state` with its SHA-256, so that a kill leaves the old file or the new one, whole.
 
-    TypeError naming the entry that would not load again. Unfinished files of killed runs go."""
+    TypeError naming the entry that would not load again. Unfinished files of killed runs go.
+
+    >>> save_checkpoint("half.pt", step=3, weight=torch.zeros(2))"""
     path = check_path(path)
     try:
         data = _bytes(state)
@@ -155,7 +163,11 @@ def load_checkpoint(
     *,
     device: str | torch.device = "cpu",  # where the tensors go
 ) -> dict:
-    "The saved state; runs no code from it. FileNotFoundError, or ValueError if it is not whole."
+    """The saved state; runs no code from it. FileNotFoundError, or ValueError if it is not whole.
+
+    >>> save_checkpoint("half.pt", step=3, weight=torch.zeros(2))
+    >>> load_checkpoint("half.pt")
+    {'step': 3, 'weight': tensor([0., 0.])}"""
     check_device(device)
     data = check_path(path).read_bytes()
     ok = hashlib.sha256(data[32:]).digest() == data[:32]
@@ -168,7 +180,10 @@ def load_checkpoint(
 
 # %% ../nbs/00_foundations/08_training.ipynb #61844857
 class History:
-    "One row a step: step, loss, your logs, grad_norm, seconds and your evaluations."
+    """One row a step: step, loss, your logs, grad_norm, seconds and your evaluations.
+
+    >>> History([{"step": 1, "loss": 0.5, "grad_norm": 1.0, "seconds": 0.1}])
+    History(1 steps, loss 0.5, 0.1 s)"""
 
     def __init__(self, rows: list[dict]):
         self.rows = rows
@@ -562,7 +577,14 @@ def fit(
     not compared). A torch scheduler, or anything else that your functions change, is not saved.
     FloatingPointError at the first loss or gradient that is not finite, with the model as before
     that step and the history so far in its `.history`. TypeError or ValueError for what your
-    functions return wrongly."""
+    functions return wrongly.
+
+    >>> def batches(step, generator):
+    ...     return torch.randn(8, 1, generator=generator)
+    >>> def loss_fn(model, x):
+    ...     return (model(x) - 2 * x).square().mean()
+    >>> fit(nn.Linear(1, 1), loss_fn, batches, steps=3, bar=False).last["step"]
+    3"""
     _check_fit(model, device, loss_fn=loss_fn, batches=batches, evaluate=evaluate, stop=stop)
     accelerator = _accelerator(accelerator)
     steps, seed = check_int(steps, "steps", low=1), check_int(seed, "seed", low=0, high=2**31 - 1)
@@ -709,7 +731,12 @@ def sweep(
 
     The rows stand in the order of a plain loop. A run that fails leaves the others alone; its row
     holds the text in a column `error`. Afterwards a RuntimeError names the first with its traceback
-    and carries the table in `.table`; or a RuntimeWarning names it."""
+    and carries the table in `.table`; or a RuntimeWarning names it.
+
+    >>> def run(seed, width):
+    ...     return width + seed
+    >>> sweep(run, 2, {"width": [10, 20]}, n_jobs=1, bar=False)["value"].tolist()
+    [10, 11, 20, 21]"""
     check_callable(run, "run", "run(seed, **point)")
     check_choice(on_error, "on_error", ["raise", "warn"])
     points, seeds = _points(grid), _seeds(seeds)
@@ -735,7 +762,13 @@ def rows_of(
 ):
     """The rows of a sweep at a point, in the order of the seeds, numbered from 0.
 
-    ValueError for a name that is no column, or a value that the whole column does not hold."""
+    ValueError for a name that is no column, or a value that the whole column does not hold.
+
+    >>> def run(seed, width):
+    ...     return width + seed
+    >>> table = sweep(run, 2, {"width": [10, 20]}, n_jobs=1, bar=False)
+    >>> rows_of(table, width=20)["value"].tolist()
+    [20, 21]"""
     frame = isinstance(table, need("pandas").DataFrame)
     check(frame, "table", "be a DataFrame of sweep", describe(table), TypeError)
     hits = np.full(len(table), True)
@@ -755,7 +788,11 @@ def curves(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The steps (n_points,) that have the column in any run, and its values (n_runs, n_points).
 
-    NaN where a run has no value, say after it ended early. ValueError for a column of no run."""
+    NaN where a run has no value, say after it ended early. ValueError for a column of no run.
+
+    >>> history = History([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+    >>> curves([history, history], "loss")[1].tolist()
+    [[2.0, 1.0], [2.0, 1.0]]"""
     several = isinstance(histories, Iterable) and not isinstance(histories, str)
     histories = list(histories) if several else [histories]
     fine = several and all(isinstance(h, History) for h in histories)
@@ -774,7 +811,10 @@ def noisy_network(
     *,
     seed: int,  # of the first weights
 ) -> nn.Sequential:
-    "Two hidden layers of 256 units with ReLU; the same seed gives the same weights."
+    """Two hidden layers of 256 units with ReLU; the same seed gives the same weights.
+
+    >>> noisy_network(64, 10, seed=0)(torch.zeros(5, 64)).shape
+    torch.Size([5, 10])"""
     seed = check_int(seed, "seed", low=0, high=2**31 - 1)
     check_sizes(input_size=input_size, output_size=output_size)
     with torch.random.fork_rng([]):
@@ -800,7 +840,11 @@ def fit_noisy(
     evaluate: Callable | None = None,  # (model, step) -> dict of numbers, after each epoch
     stop: Callable | None = None,  # row of the history -> True to end early
 ) -> History:
-    "Train `model` as the chapters on wrong labels do; errors as `fit`."
+    """Train `model` as the chapters on wrong labels do; errors as `fit`.
+
+    >>> x, y = torch.randn(8, 3), torch.arange(8) % 2
+    >>> fit_noisy(noisy_network(3, 2, seed=0), x, y, seed=0, epochs=2, batch_size=4).last["step"]
+    4"""
     from ponderlearn.data import check_values, minibatches  # data imports this module
 
     check(isinstance(model, nn.Module), "model", "be a torch.nn.Module", model, TypeError)
@@ -841,7 +885,12 @@ def label_noise_errors(
 ):
     """A DataFrame with a row a (remedy, rate, seed): `test_error`, a share, and what was noted.
 
-    Errors as `sweep`."""
+    Errors as `sweep`.
+
+    >>> def untrained(task, seed):
+    ...     return noisy_network(64, 10, seed=seed)
+    >>> label_noise_errors({"untrained": untrained}, seeds=2, n_jobs=1).columns.tolist()
+    ['remedy', 'rate', 'seed', 'test_error']"""
     fine = isinstance(remedies, dict) and len(remedies) > 0
     check(fine, "remedies", "be a dict of functions (task, seed) -> model", remedies, TypeError)
     for name, remedy in remedies.items():
@@ -880,7 +929,11 @@ def stopped_early(
     seed: int,  # of first weights and batches
     epochs: int = 40,  # of the training
 ) -> nn.Module:
-    "The network at its best accuracy on the noisy validation labels; errors as `fit_noisy`."
+    """The network at its best accuracy on the noisy validation labels; errors as `fit_noisy`.
+
+    >>> from ponderlearn.data import noisy_digits
+    >>> stopped_early(noisy_digits(0.4), seed=0, epochs=1)(torch.zeros(5, 64)).shape
+    torch.Size([5, 10])"""
     model, kept, best = _start(task, seed), {}, -1.0
 
     def evaluate(model, step):
@@ -922,7 +975,12 @@ def without_suspects(
     epochs: int = 40,  # of the training
     aum_epochs: int = 12,  # of each of the two runs that look for wrong labels, at least 2
 ) -> nn.Module:
-    "The network trained on the labels that AUM does not flag; errors as `fit_noisy`."
+    """The network trained on the labels that AUM does not flag; errors as `fit_noisy`.
+
+    >>> from ponderlearn.data import noisy_digits
+    >>> model = without_suspects(noisy_digits(0.4), seed=0, epochs=1, aum_epochs=2)
+    >>> model(torch.zeros(5, 64)).shape
+    torch.Size([5, 10])"""
     from ponderlearn.robust.aum import aum_threshold, mislabeled_mask, threshold_samples
 
     model, aum_epochs = _start(task, seed), check_int(aum_epochs, "aum_epochs", low=2)
@@ -936,7 +994,10 @@ def without_suspects(
 
 # %% ../nbs/00_foundations/08_training.ipynb #fe000002
 class FeatureNetwork(nn.Module):
-    "A small convolutional classifier; made by `feature_network`."
+    """A small convolutional classifier; made by `feature_network`.
+
+    >>> FeatureNetwork(1, 8, 10, stride=1)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])"""
 
     def __init__(self, in_channels: int, n_features: int, num_classes: int, stride: int):
         super().__init__()
@@ -987,7 +1048,11 @@ def feature_network(
 ) -> FeatureNetwork:
     """A classifier trained on these images, frozen and in evaluation mode.
 
-    TypeError or ValueError for bad input, NaN too."""
+    TypeError or ValueError for bad input, NaN too.
+
+    >>> x, y = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
+    >>> feature_network(x, y, steps=2).features(x).shape
+    torch.Size([20, 32])"""
     from ponderlearn.data import check_labels, check_values, minibatches  # see fit_noisy
 
     check_tensor(images, "images", ("n", "C", "H", "W"), kind="float", nonempty=True)

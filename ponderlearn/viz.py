@@ -62,7 +62,11 @@ _CARD = "#fdfdfb"
 def look(
     dpi: float = 120,  # of figures, in dots an inch; lower it where a notebook is too large
 ) -> None:
-    "Set matplotlib's style for the course: a light card, large letters, our colors. Call it once."
+    """Set matplotlib's style for the course: a light card, large letters, our colors. Call it once.
+
+    >>> look()
+    >>> plt.rcParams["figure.figsize"]
+    [6.0, 3.6]"""
     order = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK]
     dpi = check_number(dpi, "dpi", low=0, open_low=True)
     matplotlib.rcParams.update(
@@ -158,7 +162,12 @@ def dots(
     """Draw one dot a seed with the mean and t-interval of each group; return the intervals.
 
     ValueError for an empty or non-finite group, for unequal groups with `paired`, for labels that
-    do not fit."""
+    do not fit.
+
+    >>> fig, ax = plt.subplots()
+    >>> print(*dots(ax, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], labels=["plain", "ours"]))
+    2 [-0.484, 4.48] 5 [2.52, 7.48]
+    >>> plt.close(fig)"""
     _check_axis(ax)
     check_bool(paired=paired, horizontal=horizontal)
     groups, colors = _groups(groups, labels, colors, paired)
@@ -209,7 +218,12 @@ def band(
 ) -> list[Interval]:
     """Draw the mean over seeds with its pointwise t-interval; return the intervals, one a position.
 
-    One seed is drawn as a line without a band. ValueError for wrong shapes, NaN or infinity."""
+    One seed is drawn as a line without a band. ValueError for wrong shapes, NaN or infinity.
+
+    >>> fig, ax = plt.subplots()
+    >>> len(band(ax, [0, 1, 2], [[1.0, 2.0, 2.5], [1.5, 2.0, 3.0]], label="ours"))  # one a position
+    3
+    >>> plt.close(fig)"""
     _check_axis(ax)
     check_bool(points=points)
     check(isinstance(label, str), "label", "be text", describe(label), TypeError)
@@ -272,7 +286,12 @@ def image_grid(
     """A matplotlib Figure with `images` in a grid, all on one scale so that they can be compared.
 
     Color images are clipped to [0, 1]. ValueError for shapes it cannot draw or a number of titles
-    that does not fit."""
+    that does not fit.
+
+    >>> fig = image_grid(torch.rand(6, 1, 8, 8), n_columns=3)
+    >>> len(fig.axes)
+    6
+    >>> plt.close(fig)"""
     images = _images(images)
     titles = None if titles is None else _several(titles, "titles", str)
     fits = titles is None or len(titles) == len(images)
@@ -468,7 +487,15 @@ def frames(
 
     At scale `quick` only 3 stops a slider are drawn. ValueError for too few stops (12, or 7 x 5),
     more than 80 pictures or 350 kB, equal alternative texts or figures of several sizes; TypeError
-    when `draw` returns no Figure."""
+    when `draw` returns no Figure.
+
+    >>> def draw(n):
+    ...     fig, ax = plt.subplots(figsize=(2, 1))
+    ...     ax.plot(range(n))
+    ...     return fig
+    >>> box = frames(draw, range(1, 13), alt="{} points".format, x_label="points", dpi=30)
+    >>> len(box.children)  # the slider and the pictures
+    2"""
     check_callable(draw, "draw", "draw(x) -> Figure")
     check_callable(alt, "alt", "alt(x) -> text")
     dpi = check_number(dpi, "dpi", low=10, high=1000)

@@ -1,6 +1,5 @@
 """ACT: the definition, its gradient, the layer against plain loops, the tasks, bad input."""
 
-import doctest
 import math
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ from torch.func import functional_call, grad
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from ponderlearn._nested import leaves, length_mask
-from ponderlearn.adaptive import act
 from ponderlearn.adaptive.act import (
     ACTRNN,
     ACTCell,
@@ -707,19 +705,12 @@ def test_make_makes_the_class_it_is_called_on():
 
 # ---- docstrings ----
 
-PUBLIC = [getattr(act, name) for name in act.__all__]
 METHODS = [f for c in (ACTCell, RepeatCell, ACTRNN) for k, f in vars(c).items() if k[0] != "_"]
 
 
-def test_examples_in_docstrings():
-    found = doctest.DocTestFinder(exclude_empty=False)
-    runner = doctest.DocTestRunner()
-    for o in [*PUBLIC, *(getattr(f, "__func__", f) for f in METHODS)]:
-        if isinstance(o, type) and issubclass(o, tuple):
-            continue
-        test = found.find(o, o.__qualname__, globs=vars(act).copy())[0]
-        assert test.examples, f"{o.__qualname__} has no example"
-        assert runner.run(test).failed == 0
+def test_methods_have_examples():
+    "`tests/test_docstrings.py` runs them and looks for those of functions and classes."
+    assert not [f.__qualname__ for f in METHODS if ">>> " not in (f.__doc__ or "")]
 
 
 # ---- the tasks ----

@@ -1,6 +1,5 @@
 """Alignment and uniformity: losses, optimum, known distributions, the limit, dtypes, bad input."""
 
-import doctest
 import math
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import special
 
 from ponderlearn import data
-from ponderlearn.contrastive import alignment_uniformity as au
 from ponderlearn.contrastive.alignment_uniformity import (
     AlignUniformLoss,
     align_loss,
@@ -48,10 +46,6 @@ def polygon(n):
 
 def official(x, t=2.0):
     return torch.pdist(x).square().mul(-t).exp().mean().log()
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(au).failed == 0
 
 
 # ---- the lowest value ----

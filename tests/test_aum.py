@@ -1,6 +1,5 @@
 """AUM: margin, accumulator, cut-off and decision, beside loops and the official program's rules."""
 
-import doctest
 import math
 
 import pytest
@@ -12,7 +11,6 @@ from torch.nn.functional import cross_entropy
 
 from ponderlearn import data
 from ponderlearn.metrics import detection_scores
-from ponderlearn.robust import aum as module
 from ponderlearn.robust.aum import (
     AUM,
     aum_threshold,
@@ -42,10 +40,6 @@ def loop(logits, target):
     return torch.tensor(
         [z[y] - max(v for i, v in enumerate(z) if i != y) for z, y in rows], dtype=logits.dtype
     )
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0
 
 
 # ---- the margin ----

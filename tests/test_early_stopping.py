@@ -1,6 +1,5 @@
 """Early stopping: closed forms against loops and integrals, limits, the two theorems, bad input."""
 
-import doctest
 import math
 
 import pytest
@@ -67,10 +66,6 @@ def descend(net, x, y, lr, n_steps):
         loss = 0.5 * (f - y).square().sum()
         net.weight.data -= lr * torch.autograd.grad(loss, net.weight)[0]
     return seen
-
-
-def test_doctests():
-    assert doctest.testmod(es).failed == 0
 
 
 # ---- data ----

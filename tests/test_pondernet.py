@@ -1,7 +1,6 @@
 """PonderNet: hand cases, extreme logits, torch.distributions, early exit, messages, learning."""
 
 import functools
-import inspect
 import math
 import re
 
@@ -791,24 +790,17 @@ def test_trained_miniature():
 # --- the API page
 
 
-def examples(o):
-    "The examples in a docstring."
-    return re.findall(r"```python\n(.*?)```", inspect.cleandoc(o.__doc__), re.DOTALL)
-
-
 DOCUMENTED = [name for name in pn.__all__ if callable(getattr(pn, name))]
 DOCUMENTED += ["PonderNet.forward", "PonderNet.predict"]
 NO_EQUATION = {"step_losses", "prediction_entropy"}
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_examples_run(name):
+def test_examples(name):
+    "`tests/test_docstrings.py` runs them."
     o = functools.reduce(getattr, name.split("."), pn)
-    (example,) = examples(o)
-    lines = [line for line in example.splitlines() if line.strip()]
-    assert len(lines) >= (9 if isinstance(o, type) and issubclass(o, nn.Module) else 2)
-    torch.manual_seed(0)
-    exec(example, dict(vars(pn)))
+    n = len(re.findall(r"(?m)^ *(>>>|\.\.\.) ", o.__doc__))
+    assert n >= (9 if isinstance(o, type) and issubclass(o, nn.Module) else 2)
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -74,10 +74,9 @@ def halting_log_probs(
     "renormalize" gives NaN (nothing is left to divide); "remainder" puts the mass on step N.
     TypeError for what is no float tensor, ValueError for no steps or an unknown truncation.
 
-    ```python
-    log_p = halting_log_probs(torch.zeros(3, 5))  # three steps, five inputs, all lambdas 1/2
-    log_p.exp()[:, 0]  # 1/2, 1/4, 1/4
-    ```
+    >>> log_p = halting_log_probs(torch.zeros(3, 5))  # three steps, five inputs, all lambdas 1/2
+    >>> log_p.exp()[:, 0]
+    tensor([0.5000, 0.2500, 0.2500])
     """
     a = _check_steps(logits, "logits")
     check_choice(truncation, "truncation", TRUNCATIONS)
@@ -99,10 +98,9 @@ def expected_steps(
 
     TypeError for what is no float tensor, ValueError for no steps.
 
-    ```python
-    log_p = halting_log_probs(torch.zeros(3, 5))
-    expected_steps(log_p)  # 1.75 for each of the five inputs
-    ```
+    >>> log_p = halting_log_probs(torch.zeros(3, 5))
+    >>> expected_steps(log_p)
+    tensor([1.7500, 1.7500, 1.7500, 1.7500, 1.7500])
     """
     log_p = _check_steps(log_p, "log_p")
     n = torch.arange(1, len(log_p) + 1, device=log_p.device, dtype=log_p.dtype)
@@ -124,10 +122,10 @@ def geometric_prior(
     ValueError or TypeError for a lambda_p outside (0, 1), fewer than one step, an unknown
     truncation, a dtype that is not floating or a device that torch does not know.
 
-    ```python
-    geometric_prior(0.2, 3)  # 0.2, 0.16, 0.64
-    geometric_prior(0.2, 3, truncation="renormalize")
-    ```
+    >>> geometric_prior(0.2, 3)
+    tensor([0.2000, 0.1600, 0.6400])
+    >>> geometric_prior(0.2, 3, truncation="renormalize")
+    tensor([0.4098, 0.3279, 0.2623])
     """
     lambda_p = check_number(lambda_p, "lambda_p", low=0, high=1, open_low=True, open_high=True)
     n_steps = check_int(n_steps, "n_steps", low=1)
@@ -154,10 +152,9 @@ def steps_for_mass(
 
     ValueError or TypeError for a number outside (0, 1).
 
-    ```python
-    n_steps = steps_for_mass(0.2)  # 14
-    net = PonderNet(RecurrentStep(8, 64, 1), n_steps)
-    ```
+    >>> steps_for_mass(0.2)
+    14
+    >>> net = PonderNet(RecurrentStep(8, 64, 1), n_steps=steps_for_mass(0.2))
     """
     lambda_p = check_number(lambda_p, "lambda_p", low=0, high=1, open_low=True, open_high=True)
     epsilon = check_number(epsilon, "epsilon", low=0, high=1, open_low=True, open_high=True)
@@ -182,10 +179,9 @@ def halting_kl(
     Terms with p = 0 count 0. TypeError for what is no float tensor or flag, ValueError for shapes
     or devices that do not fit together or an unknown reduction.
 
-    ```python
-    log_p = halting_log_probs(torch.zeros(3, 5))
-    halting_kl(log_p, geometric_prior(0.5, 3, log=True))  # 0: all lambdas are 1/2
-    ```
+    >>> log_p = halting_log_probs(torch.zeros(3, 5))  # all lambdas are 1/2
+    >>> halting_kl(log_p, geometric_prior(0.2, 3, log=True))
+    tensor(0.3347)
     """
     log_p = _check_steps(log_p, "log_p")
     log_q = at_least_float32(check_tensor(log_prior, "log_prior", kind="float", like=log_p))
@@ -201,10 +197,9 @@ def halting_kl(
 class Pondered(NamedTuple):
     """What `PonderNet.forward` returns: all N steps of (ponder-step).
 
-    ```python
-    pondered = PonderNet(MLPStep(5, 16, 3), n_steps=4)(torch.randn(8, 5))
-    pondered.outputs.shape, pondered.logits.shape  # (4, 8, 3) and (4, 8)
-    ```
+    >>> pondered = PonderNet(MLPStep(5, 16, 3), n_steps=4)(torch.randn(8, 5))
+    >>> pondered.outputs.shape, pondered.logits.shape
+    (torch.Size([4, 8, 3]), torch.Size([4, 8]))
     """
 
     outputs: Tensor  # prediction of each step (N, B, ...), or a tuple, list or dict of them
@@ -238,10 +233,9 @@ def _prior_like(log_p: Tensor, lambda_p: float, truncation: str) -> Tensor:
 class PonderLoss(NamedTuple):
     """What `ponder_loss` returns (ponder-loss); scalars, or shape (...) each with reduction 'none'.
 
-    ```python
-    result = ponder_loss(torch.rand(3, 5), torch.zeros(3, 5))
-    result.loss - result.reconstruction  # beta times result.kl
-    ```
+    >>> result = ponder_loss(torch.ones(3, 5), torch.zeros(3, 5), beta=0.5)
+    >>> result.kl, result.loss  # 1, the reconstruction, plus beta times kl
+    (tensor(0.3347), tensor(1.1674))
     """
 
     loss: Tensor  # reconstruction + beta * kl
@@ -265,12 +259,10 @@ def ponder_loss(
     In float32 or better. ValueError for losses that are reduced or of another shape, a truncation
     that is not the network's, numbers out of range; TypeError for what is no float tensor.
 
-    ```python
-    net = PonderNet(RecurrentStep(8, 64, 3), 14)
-    x, y = torch.randn(32, 8), torch.randint(0, 3, (32,))
-    pondered = net(x)
-    ponder_loss(step_losses(pondered, y, F.cross_entropy), pondered).loss.backward()
-    ```
+    >>> net = PonderNet(RecurrentStep(8, 64, 3), 14)
+    >>> x, y = torch.randn(32, 8), torch.randint(0, 3, (32,))
+    >>> pondered = net(x)
+    >>> ponder_loss(step_losses(pondered, y, F.cross_entropy), pondered).loss.backward()
     """
     beta = check_number(beta, "beta", low=0)
     check_bool(reverse=reverse)
@@ -303,10 +295,9 @@ def optimal_halting(
     In float32 or better. ValueError or TypeError for what is no float tensor (N, ...), numbers out
     of range or an unknown truncation.
 
-    ```python
-    losses = torch.tensor([0.7, 0.7, 0.0, 0.0])  # solved at step 3
-    optimal_halting(losses, lambda_p=0.2, beta=0.01).exp()
-    ```
+    >>> losses = torch.tensor([0.7, 0.7, 0.0, 0.0])  # solved at step 3
+    >>> optimal_halting(losses, lambda_p=0.2, beta=1.0).exp()
+    tensor([0.1213, 0.0970, 0.1563, 0.6253])
     """
     losses = _check_steps(step_losses, "step_losses")
     beta = check_number(beta, "beta", low=0, open_low=True)
@@ -323,19 +314,17 @@ class PonderHead(nn.Module):
     below 1 or a lambda_init outside (0, 1), and in a call for a state of another width, dtype or
     device.
 
-    ```python
-    class Count(nn.Module):  # a step function of your own: any network, then a head
-        def __init__(self):
-            super().__init__()
-            self.body, self.heads = nn.Linear(4 + 16, 16), PonderHead(16, 3)
-
-        def forward(self, x, state=None):
-            h = x.new_zeros(len(x), 16) if state is None else state
-            h = torch.tanh(self.body(torch.cat([x, h], -1)))
-            return *self.heads(h), h
-
-    PonderNet(Count(), n_steps=5)(torch.randn(8, 4)).outputs.shape  # (5, 8, 3)
-    ```
+    >>> class Count(nn.Module):  # a step function of your own: any network, then a head
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.body, self.heads = nn.Linear(4 + 16, 16), PonderHead(16, 3)
+    ...
+    ...     def forward(self, x, state=None):
+    ...         h = x.new_zeros(len(x), 16) if state is None else state
+    ...         h = torch.tanh(self.body(torch.cat([x, h], -1)))
+    ...         return *self.heads(h), h
+    >>> PonderNet(Count(), n_steps=5)(torch.randn(8, 4)).outputs.shape
+    torch.Size([5, 8, 3])
     """
 
     def __init__(
@@ -380,10 +369,11 @@ def prediction_entropy(
     Shape (..., 1), float32 or better. A class with logit -inf counts 0. TypeError or ValueError
     for what is no float tensor with a last axis.
 
-    ```python
-    prediction_entropy(torch.zeros(2, 4))  # log 4 for both
-    prediction_entropy(torch.tensor([[9.0]]))  # a sure yes: near 0
-    ```
+    >>> prediction_entropy(torch.zeros(2, 4))  # log 4 for both
+    tensor([[1.3863],
+            [1.3863]])
+    >>> prediction_entropy(torch.tensor([[2.0]]))  # a likely yes
+    tensor([[0.3653]])
     """
     check_tensor(output, "output", (..., "C"), kind="float")
     check(output.shape[-1] > 0, "output", "have at least 1 class C", output)
@@ -402,18 +392,18 @@ class RecurrentStep(nn.Module):
     A GRU, an LSTM or a tanh RNN. ValueError or TypeError for sizes below 1 or an unknown cell, and
     in a call for inputs of another width, dtype or device; an LSTM's state is a pair.
 
-    ```python
-    step = RecurrentStep(input_size=8, hidden_size=64, output_size=1, cell="lstm")
-    net, x, y = PonderNet(step, n_steps=14), torch.randn(32, 8), torch.randint(0, 2, (32, 1))
-    optimizer = torch.optim.Adam(net.parameters())
-    for _ in range(3):
-        pondered = net(x)
-        losses = step_losses(pondered, y.float(), F.binary_cross_entropy_with_logits)
-        loss = ponder_loss(losses, pondered, lambda_p=0.2, beta=0.01).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    ```
+    >>> step = RecurrentStep(input_size=8, hidden_size=64, output_size=1, cell="lstm")
+    >>> net, x, y = PonderNet(step, n_steps=14), torch.randn(32, 8), torch.randint(0, 2, (32, 1))
+    >>> optimizer = torch.optim.Adam(net.parameters())
+    >>> for _ in range(3):
+    ...     pondered = net(x)
+    ...     losses = step_losses(pondered, y.float(), F.binary_cross_entropy_with_logits)
+    ...     loss = ponder_loss(losses, pondered, lambda_p=0.2, beta=0.01).loss
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> pondered.outputs.shape
+    torch.Size([14, 32, 1])
     """
 
     def __init__(
@@ -522,19 +512,19 @@ class PonderNet(nn.Module):
     TypeError or ValueError for a step that cannot be called, fewer than one step, an unknown
     truncation, and in a call for inputs or results of the step without B rows.
 
-    ```python
-    net = PonderNet(RecurrentStep(8, 64, 3, lambda_init=0.3), n_steps=steps_for_mass(0.3))
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for _ in range(3):
-        x, y = torch.randn(32, 8), torch.randint(0, 3, (32,))
-        pondered = net(x)  # all N steps
-        losses = step_losses(pondered, y, F.cross_entropy)  # (N, B)
-        loss = ponder_loss(losses, pondered, lambda_p=0.3, beta=0.01).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    output, steps = net.predict(torch.randn(5, 8))  # each row stops when its coin says so
-    ```
+    >>> net = PonderNet(RecurrentStep(8, 64, 3, lambda_init=0.3), n_steps=steps_for_mass(0.3))
+    >>> optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    >>> for _ in range(3):
+    ...     x, y = torch.randn(32, 8), torch.randint(0, 3, (32,))
+    ...     pondered = net(x)  # all N steps
+    ...     losses = step_losses(pondered, y, F.cross_entropy)  # (N, B)
+    ...     loss = ponder_loss(losses, pondered, lambda_p=0.3, beta=0.01).loss
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> output, steps = net.predict(torch.randn(5, 8))  # each row stops when its coin says so
+    >>> output.shape, steps.shape
+    (torch.Size([5, 3]), torch.Size([5]))
     """
 
     def __init__(
@@ -638,10 +628,9 @@ def forward(
     TypeError or ValueError for x or a state that holds no tensors with B rows, and for what the
     step returns without them.
 
-    ```python
-    pondered = PonderNet(RecurrentStep(8, 64, 3), n_steps=14)(torch.randn(32, 8))
-    pondered.log_p.exp().sum(0)  # 1 for each of the 32 inputs
-    ```
+    >>> pondered = PonderNet(RecurrentStep(8, 64, 3), n_steps=14)(torch.randn(32, 8))
+    >>> pondered.log_p.shape, pondered.log_p.exp().sum().round().item()  # 1 for each of the inputs
+    (torch.Size([14, 32]), 32.0)
     """
     rows = n_rows(x)
     outputs, logits, state = self._steps(*self._start(x, state, rows), self.n_steps, rows)
@@ -660,10 +649,9 @@ def step_losses(
     `loss_fn` sees the N·B predictions as one batch; what it returns with more axes is averaged
     over them. TypeError or ValueError for a target or a result without the rows wanted.
 
-    ```python
-    pondered = PonderNet(MLPStep(5, 16, 3), 4)(torch.randn(8, 5))
-    step_losses(pondered, torch.randint(0, 3, (8,)), F.cross_entropy).shape  # (4, 8)
-    ```
+    >>> pondered = PonderNet(MLPStep(5, 16, 3), 4)(torch.randn(8, 5))
+    >>> step_losses(pondered, torch.randint(0, 3, (8,)), F.cross_entropy).shape
+    torch.Size([4, 8])
     """
     check(isinstance(pondered, Pondered), "pondered", "be a Pondered", pondered, TypeError)
     check_callable(loss_fn, "loss_fn", 'loss_fn(outputs, targets, reduction="none")')
@@ -708,18 +696,18 @@ class TransformerStep(nn.Module):
     The head reads the last token, so pad in front. ValueError or TypeError for sizes below 1, an
     embed_dim that num_heads does not divide, and in a call for inputs that do not fit.
 
-    ```python
-    step = TransformerStep(embed_dim=16, num_heads=4, output_size=4)
-    net = PonderNet(step, n_steps=4, init_state=StoryEmbedding(16))
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(3):
-        batch = stories(32)
-        pondered = net(batch.tokens)
-        losses = step_losses(pondered, batch.y, F.cross_entropy)
-        optimizer.zero_grad()
-        ponder_loss(losses, pondered, lambda_p=0.7, beta=0.03).loss.backward()
-        optimizer.step()
-    ```
+    >>> step = TransformerStep(embed_dim=16, num_heads=4, output_size=4)
+    >>> net = PonderNet(step, n_steps=4, init_state=StoryEmbedding(16))
+    >>> optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    >>> for _ in range(3):
+    ...     batch = stories(32)
+    ...     pondered = net(batch.tokens)
+    ...     losses = step_losses(pondered, batch.y, F.cross_entropy)
+    ...     optimizer.zero_grad()
+    ...     ponder_loss(losses, pondered, lambda_p=0.7, beta=0.03).loss.backward()
+    ...     optimizer.step()
+    >>> pondered.outputs.shape
+    torch.Size([4, 32, 4])
     """
 
     def __init__(
@@ -815,10 +803,9 @@ def halting_steps(
     TypeError or ValueError for logits that are no float tensor (N, B) or hold NaN, an unknown rule,
     a threshold outside (0, 1] or a wrong generator.
 
-    ```python
-    logits = torch.full((20, 3), 0.2).logit()  # 20 steps, three inputs
-    halting_steps(logits, rule="threshold")  # the median, 4
-    ```
+    >>> logits = torch.full((20, 3), 0.2).logit()  # 20 steps, three inputs
+    >>> halting_steps(logits, rule="threshold")  # the median
+    tensor([4, 4, 4])
     """
     check_tensor(logits, "logits", ("N", "B"), kind="float")
     logits = _check_steps(logits, "logits")
@@ -832,10 +819,9 @@ def halting_steps(
 class Prediction(NamedTuple):
     """What `PonderNet.predict` returns, by the rule of (ponder-median) or by chance.
 
-    ```python
-    prediction = PonderNet(MLPStep(5, 16, 3), n_steps=4).predict(torch.randn(8, 5))
-    prediction.output.shape, prediction.steps  # (8, 3), and eight numbers in 1..4
-    ```
+    >>> prediction = PonderNet(MLPStep(5, 16, 3), n_steps=4).predict(torch.randn(8, 5))
+    >>> prediction.output.shape, prediction.steps.shape
+    (torch.Size([8, 3]), torch.Size([8]))
     """
 
     output: Tensor  # the prediction at the halting step (B, ...), or a tuple, list or dict of them
@@ -859,10 +845,10 @@ def predict(
     not the same value, if the batch changes. TypeError or ValueError for an unknown rule, a
     threshold outside (0, 1], fewer than one step, a wrong generator, and inputs without B rows.
 
-    ```python
-    net = PonderNet(RecurrentStep(8, 64, 3), 14)
-    output, steps = net.predict(torch.randn(5, 8), rule="threshold")
-    ```
+    >>> net = PonderNet(RecurrentStep(8, 64, 3), 14)
+    >>> output, steps = net.predict(torch.randn(5, 8), rule="threshold")
+    >>> output.shape, steps.shape
+    (torch.Size([5, 3]), torch.Size([5]))
     """
     threshold = _check_rule(rule, threshold, generator)
     max_steps = self.n_steps if max_steps is None else check_int(max_steps, "max_steps", low=1)
@@ -934,10 +920,9 @@ def _predict(self: PonderNet, x, state, live, rule, threshold, max_steps, genera
 class Stories(NamedTuple):
     """A batch of stories, each with one question, as small integers.
 
-    ```python
-    batch = stories(8)
-    batch.tokens.shape, batch.y.shape  # (8, 7, 4) and (8,)
-    ```
+    >>> batch = stories(8)
+    >>> batch.tokens.shape, batch.y.shape
+    (torch.Size([8, 7, 4]), torch.Size([8]))
     """
 
     tokens: Tensor  # (B, T + 1, 4) int64: kind, person, argument, time; the question is the last
@@ -989,10 +974,9 @@ def stories(
     when her room is known; only objects that someone holds are asked for. ValueError or TypeError
     for counts below 1, a share outside [0, 1], a wrong generator or device.
 
-    ```python
-    batch = stories(64, generator=torch.Generator().manual_seed(0))
-    tell(batch, 0), batch.hops[0]
-    ```
+    >>> batch = stories(64, generator=torch.Generator().manual_seed(0))
+    >>> batch.tokens.shape, batch.hops[:4]
+    (torch.Size([64, 7, 4]), tensor([1, 2, 1, 2]))
     """
     check_sizes(batch_size=batch_size, n_facts=n_facts)
     check_number(two_facts, "two_facts", low=0, high=1)
@@ -1027,10 +1011,9 @@ def tell(
     TypeError for what is no batch of stories or no integer, IndexError for a story that is not
     there.
 
-    ```python
-    batch = stories(4)
-    tell(batch, index=2)
-    ```
+    >>> batch = stories(4, n_facts=2, generator=torch.Generator().manual_seed(0))
+    >>> tell(batch, index=2)
+    'Bob goes to the kitchen. Ann goes to the garden. Where is Bob? -> kitchen'
     """
     check(isinstance(batch, Stories), "batch", "be Stories", batch, TypeError)
     index = check_int(index, "index")
@@ -1058,17 +1041,20 @@ class StoryEmbedding(nn.Module):
     ValueError or TypeError for sizes below 1, and in a call for what is no integer tensor
     (B, T + 1, 4) on the weights' device.
 
-    ```python
-    embed = StoryEmbedding(16, n_facts=6)
-    net = PonderNet(TransformerStep(16, 4, 4), n_steps=4, init_state=embed)
-    batch = stories(8)
-    print(tell(batch, 0))
-    vectors = embed(batch.tokens)  # (8, 7, 16)
-    pondered = net(batch.tokens)
-    guess = pondered.outputs.argmax(-1)  # (4, 8): the room after each step
-    (guess == batch.y).float().mean(1)
-    net.predict(batch.tokens).steps
-    ```
+    >>> embed = StoryEmbedding(16, n_facts=2)
+    >>> net = PonderNet(TransformerStep(16, 4, 4), n_steps=4, init_state=embed)
+    >>> batch = stories(8, n_facts=2, generator=torch.Generator().manual_seed(0))
+    >>> tell(batch, 0)
+    'Bob goes to the garden. Eve goes to the garden. Where is Eve? -> garden'
+    >>> vectors = embed(batch.tokens)
+    >>> vectors.shape
+    torch.Size([8, 3, 16])
+    >>> pondered = net(batch.tokens)
+    >>> guess = pondered.outputs.argmax(-1)  # the room after each step
+    >>> (guess == batch.y).float().mean(1).shape
+    torch.Size([4])
+    >>> net.predict(batch.tokens).steps.shape
+    torch.Size([8])
     """
 
     def __init__(
@@ -1098,10 +1084,9 @@ class StoryEmbedding(nn.Module):
 class AssociativePairs(NamedTuple):
     """A batch of paired associative inference: chains of which only neighboring pairs are seen.
 
-    ```python
-    batch = associative_pairs(8)
-    batch.cue.shape, batch.options.shape  # (8, 32) and (8, 2, 32)
-    ```
+    >>> batch = associative_pairs(8)
+    >>> batch.cue.shape, batch.options.shape
+    (torch.Size([8, 32]), torch.Size([8, 2, 32]))
     """
 
     pairs: Tensor  # (B, P, 2, dim) float32: the pairs seen, in random order, either way round
@@ -1125,10 +1110,9 @@ def associative_pairs(
 
     ValueError or TypeError for counts that are too small, a wrong generator or device.
 
-    ```python
-    batch = associative_pairs(64, length=3, n_chains=6)
-    batch.pairs.shape  # (64, 12, 2, 32)
-    ```
+    >>> batch = associative_pairs(64, length=3, n_chains=6)
+    >>> batch.pairs.shape
+    torch.Size([64, 12, 2, 32])
     """
     check_sizes(batch_size=batch_size, length=length, n_chains=n_chains, dim=dim)
     check(length > 1, "length", "be at least 2 items", length)
@@ -1163,10 +1147,9 @@ def steps_to_mass(
     or TypeError for a log_p that is no float tensor (N, ...) or holds NaN, and for epsilon as
     above.
 
-    ```python
-    raw = halting_log_probs(torch.zeros(20, 5), truncation="none")
-    steps_to_mass(raw)  # 5 for each of the five inputs
-    ```
+    >>> raw = halting_log_probs(torch.zeros(20, 5), truncation="none")
+    >>> steps_to_mass(raw)
+    tensor([5, 5, 5, 5, 5])
     """
     log_p = _check_steps(log_p, "log_p")
     check(not bool(log_p.isnan().any()), "log_p", "hold numbers", "NaN")
@@ -1183,19 +1166,19 @@ class AttentionStep(nn.Module):
     what padding holds reaches neither output nor gradient. ValueError or TypeError for sizes below
     1, and in a call for inputs of another width, dtype or device.
 
-    ```python
-    step = AttentionStep(embed_dim=8, hidden_size=32, output_size=4)
-    net, y = PonderNet(step, n_steps=6), torch.randint(0, 4, (16,))
-    tokens, lengths = torch.randn(16, 10, 8), torch.randint(1, 11, (16,))
-    key_mask = torch.arange(10) < lengths[:, None]
-    optimizer = torch.optim.Adam(net.parameters())
-    for _ in range(3):
-        pondered = net((tokens, key_mask))
-        loss = ponder_loss(step_losses(pondered, y, F.cross_entropy), pondered).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    ```
+    >>> step = AttentionStep(embed_dim=8, hidden_size=32, output_size=4)
+    >>> net, y = PonderNet(step, n_steps=6), torch.randint(0, 4, (16,))
+    >>> tokens, lengths = torch.randn(16, 10, 8), torch.randint(1, 11, (16,))
+    >>> key_mask = torch.arange(10) < lengths[:, None]
+    >>> optimizer = torch.optim.Adam(net.parameters())
+    >>> for _ in range(3):
+    ...     pondered = net((tokens, key_mask))
+    ...     loss = ponder_loss(step_losses(pondered, y, F.cross_entropy), pondered).loss
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> pondered.outputs.shape
+    torch.Size([6, 16, 4])
     """
 
     def __init__(
@@ -1258,18 +1241,17 @@ class MLPStep(nn.Module):
     ValueError or TypeError for sizes below 1, and in a call for inputs of another width, dtype or
     device.
 
-    ```python
-    step = MLPStep(input_size=5, hidden_size=16, output_size=3)
-    net, x, y = PonderNet(step, n_steps=4), torch.randn(8, 5), torch.randint(0, 3, (8,))
-    optimizer = torch.optim.Adam(net.parameters())
-    for _ in range(3):
-        pondered = net(x)
-        loss = ponder_loss(step_losses(pondered, y, F.cross_entropy), pondered).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    net.predict(x).steps  # how long each input took
-    ```
+    >>> step = MLPStep(input_size=5, hidden_size=16, output_size=3)
+    >>> net, x, y = PonderNet(step, n_steps=4), torch.randn(8, 5), torch.randint(0, 3, (8,))
+    >>> optimizer = torch.optim.Adam(net.parameters())
+    >>> for _ in range(3):
+    ...     pondered = net(x)
+    ...     loss = ponder_loss(step_losses(pondered, y, F.cross_entropy), pondered).loss
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> net.predict(x).steps.shape  # how long each input took
+    torch.Size([8])
     """
 
     def __init__(
@@ -1307,18 +1289,17 @@ class PonderOutput(nn.Module):
     under p of (ponder-p), which has a gradient. TypeError or ValueError for a net that is no
     PonderNet, an unknown rule or a threshold outside (0, 1].
 
-    ```python
-    net = PonderNet(RecurrentStep(16, 32, 8), n_steps=6)
-    model = nn.Sequential(nn.Linear(5, 16), PonderOutput(net), nn.Linear(8, 3))
-    optimizer = torch.optim.Adam(model.parameters())
-    x, y = torch.randn(32, 5), torch.randint(0, 3, (32,))
-    for _ in range(3):
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()(x).shape  # (32, 3), each row after its own number of steps
-    ```
+    >>> net = PonderNet(RecurrentStep(16, 32, 8), n_steps=6)
+    >>> model = nn.Sequential(nn.Linear(5, 16), PonderOutput(net), nn.Linear(8, 3))
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> x, y = torch.randn(32, 5), torch.randint(0, 3, (32,))
+    >>> for _ in range(3):
+    ...     loss = F.cross_entropy(model(x), y)
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> model.eval()(x).shape  # each row after its own number of steps
+    torch.Size([32, 3])
     """
 
     def __init__(

@@ -194,7 +194,14 @@ def elbo_terms(
 ) -> ElboTerms:
     """The evidence lower bound of any VAE with one draw of z (ev-elbo), NamedTuple of (B,).
 
-    TypeError or ValueError for what the functions return wrongly."""
+    TypeError or ValueError for what the functions return wrongly.
+
+    >>> def log_normal(x, mean=0.0):
+    ...     return torch.distributions.Normal(mean, 1.0).log_prob(x).sum(1)
+    >>> x = torch.zeros(2, 1)
+    >>> half = torch.full_like(x, 0.5).log()  # the log variance of p(z | x)
+    >>> elbo_terms(x, lambda x: (x / 2, half), log_normal, log_normal).elbo  # log p(x)
+    tensor([-1.2655, -1.2655])"""
     beta = check_number(beta, "beta", low=0)
     check_generator(generator)
     mu, log_var = _check_model(x, encode, decode_log_prob, log_prior)
@@ -311,7 +318,14 @@ def vamp_log_prior(
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #71f13cb1
 class ExemplarVAE(nn.Module):
-    "A VAE whose prior is a mixture around the codes of exemplars; one variance is learned for all."
+    """A VAE whose prior is a mixture around the codes of exemplars, with one learned variance.
+
+    >>> class Halves(nn.Module):  # yours: mean and log variance of a code
+    ...     def forward(self, x):
+    ...         return x[:, :2], x[:, 2:]
+    >>> model = ExemplarVAE(Halves(), nn.Linear(2, 4), 2)
+    >>> model.elbo(torch.rand(3, 4), centers=torch.zeros(5, 2)).elbo.shape
+    torch.Size([3])"""
 
     def __init__(
         self,
@@ -321,10 +335,7 @@ class ExemplarVAE(nn.Module):
         *,
         likelihood: str = "bernoulli",  # or "gaussian", of variance 1
     ):
-        """TypeError or ValueError for what are no networks or an unknown likelihood.
-
-        >>> encoder = Encoder(784, 64, 8)  # yours
-        >>> model = ExemplarVAE(encoder, mlp(8, 64, 784), 8)"""
+        """TypeError or ValueError for what are no networks or an unknown likelihood."""
         super().__init__()
         for name, net in (("encoder", encoder), ("decoder", decoder)):
             check(isinstance(net, nn.Module), name, "be a torch.nn.Module", net, TypeError)
@@ -458,19 +469,21 @@ def augment(
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #eac45388
 class ExemplarCache(nn.Module):
-    "The last known code of each of n examples, for the search of neighbors."
+    """The last known code of each of n examples, for the search of neighbors.
+
+    Empty at first: `update` all entries before the first search.
+
+    >>> cache = ExemplarCache(3, 2)
+    >>> cache.update(torch.arange(3), torch.tensor([[0.0, 0], [1, 0], [3, 0]]))
+    >>> cache.nearest(torch.tensor([[2.1, 0.0]]), 1)
+    tensor([[2]])"""
 
     def __init__(
         self,
         n: int,  # examples, N
         dim: int,  # width of a code, d
     ):
-        """An empty cache: `update` all entries before the first search.
-
-        >>> cache = ExemplarCache(3, 2)
-        >>> cache.update(torch.arange(3), torch.tensor([[0.0, 0], [1, 0], [3, 0]]))
-        >>> cache.nearest(torch.tensor([[2.1, 0.0]]), 1)
-        tensor([[2]])"""
+        """An empty cache; ValueError or TypeError for sizes below 1."""
         super().__init__()
         n, dim = check_sizes(n=n, dim=dim)
         self.register_buffer("means", torch.zeros(n, dim))
@@ -544,7 +557,16 @@ def rat_step(
 
     The neighbors of all rows serve every row, so its KL is the one of a lower bound (ev-bound).
     The cache holds codes of `data`, also where `x` is another draw. Copies in `candidates` count
-    once. Errors as `ExemplarCache.nearest` and `ExemplarVAE.elbo`."""
+    once. Errors as `ExemplarCache.nearest` and `ExemplarVAE.elbo`.
+
+    >>> class Halves(nn.Module):  # yours: mean and log variance of a code
+    ...     def forward(self, x):
+    ...         return x[:, :2], x[:, 2:]
+    >>> model = ExemplarVAE(Halves(), nn.Linear(2, 4), 2)
+    >>> data, cache = torch.rand(6, 4), ExemplarCache(6, 2)
+    >>> cache.update(torch.arange(6), model.centers(data).detach())
+    >>> rat_step(model, cache, data, data[:3], torch.arange(3), k=2).shape
+    torch.Size([])"""
     for value, name, kind in ((model, "model", ExemplarVAE), (cache, "cache", ExemplarCache)):
         check(isinstance(value, kind), name, f"be an {kind.__name__}", value, TypeError)
     for value, name in ((data, "data"), (x, "x")):
@@ -586,7 +608,14 @@ def iwae_log_likelihood(
     """Importance-weighted estimate of log p(x), from below (ev-iwae), float (B,).
 
     The functions get `chunk_size * B` rows at most. TypeError or ValueError for what they return
-    wrongly."""
+    wrongly.
+
+    >>> def log_normal(x, mean=0.0):
+    ...     return torch.distributions.Normal(mean, 1.0).log_prob(x).sum(1)
+    >>> x = torch.zeros(2, 1)
+    >>> half = torch.full_like(x, 0.5).log()  # the log variance of p(z | x)
+    >>> iwae_log_likelihood(x, lambda x: (x / 2, half), log_normal, log_normal, 10)  # log p(x)
+    tensor([-1.2655, -1.2655])"""
     n_samples, chunk_size = check_sizes(n_samples=n_samples, chunk_size=chunk_size)
     check_generator(generator)
     mu, log_var = _check_model(x, encode, decode_log_prob, log_prior)

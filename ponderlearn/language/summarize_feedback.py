@@ -56,7 +56,7 @@ class WordCards:
 
     >>> world = WordCards()
     >>> world.decode(world.references(world.posts(1)))
-    ['dog night fire stuff']"""
+    ['reward dog river']"""
 
     def __init__(
         self,
@@ -459,8 +459,8 @@ class RewardModel(nn.Module):
 
     >>> backbone = CausalTransformer(15)
     >>> backbone.head = nn.Identity()
-    >>> RewardModel(backbone, 32)(torch.tensor([[3, 4, 1, 3, 2, 0]]), torch.tensor([5]))
-    tensor([0.], grad_fn=<SubBackward0>)"""
+    >>> RewardModel(backbone, 32)(torch.tensor([[3, 4, 1, 3, 2, 0]]), torch.tensor([5])).tolist()
+    [0.0]"""
 
     def __init__(
         self,
@@ -778,8 +778,9 @@ def best_of_n(
     The mean over all subsets of the M samples, hence unbiased; ties are broken evenly. TypeError or
     ValueError for arguments, NaN and infinity included.
 
-    >>> best_of_n(torch.tensor([0.1, 0.4, 0.2, 0.9]), torch.tensor([1.0, 5.0, 2.0, 0.0]), 2)
-    tensor(2., dtype=torch.float64)"""
+    >>> proxy, gold = torch.tensor([0.1, 0.4, 0.2, 0.9]), torch.tensor([1.0, 5.0, 2.0, 0.0])
+    >>> round(best_of_n(proxy, gold, 2).item(), 3)
+    2.0"""
     check_tensor(proxy, "proxy", (..., "M"), kind="float", nonempty=True)
     check_tensor(gold, "gold", tuple(proxy.shape), kind="float", like=proxy)
     M = proxy.shape[-1]

@@ -152,11 +152,10 @@ def inverse_hvp(
     positive. ValueError for shapes that do not fit, settings out of range, over 2000 numbers or a
     singular Hessian with "exact".
 
-    ```python
-    theta = torch.tensor([1.0, 2.0], requires_grad=True)
-    slope = torch.autograd.grad((theta**2).sum(), theta, create_graph=True)  # H = 2
-    inverse_hvp(slope, [theta], [torch.ones(2)], method="exact")  # [0.5, 0.5]
-    ```"""
+    >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> slope = torch.autograd.grad((theta**2).sum(), theta, create_graph=True)  # H = 2
+    >>> inverse_hvp(slope, [theta], [torch.ones(2)], method="exact")
+    [tensor([0.5000, 0.5000])]"""
     settings, params = _settings(method, n_terms, step_size, damping), _tensors(params, "params")
     _exactly(method, params)
     flat = [_like(x, params, name) for x, name in ((grads, "grads"), (v, "v"))]
@@ -193,11 +192,10 @@ def hypergradient(
     nothing depends on a hyperparameter. TypeError or ValueError for what is no scalar loss, tensors
     without gradients, and settings as in `inverse_hvp`.
 
-    ```python
-    theta, phi = torch.tensor(1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
-    how = {"method": "exact"}  # theta follows phi, so dL_V/dphi = theta - 3 = -2
-    hypergradient((theta - phi) ** 2, (theta - 3) ** 2 / 2, [theta], [phi], **how)  # [-2.0]
-    ```"""
+    >>> theta, phi = torch.tensor(1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    >>> how = {"method": "exact"}  # theta follows phi, so dL_V/dphi = theta - 3
+    >>> hypergradient((theta - phi) ** 2, (theta - 3) ** 2 / 2, [theta], [phi], **how)
+    [tensor(-2.)]"""
     settings = _settings(method, n_terms, step_size, damping)
     check_bool(direct=direct)
     params, hyperparams = _tensors(params, "params"), _tensors(hyperparams, "hyperparams")
@@ -308,14 +306,14 @@ def inner_loop(
     students: stack their weights, and let the loss be the sum of theirs. TypeError or ValueError
     for other arguments, or a loss that is no scalar.
 
-    ```python
-    def loss_fn(params, phi, step):
-        return ((params["w"] - phi[0]) ** 2).sum() / 2
-
-    phi = [torch.tensor(3.0, requires_grad=True)]
-    w = inner_loop(loss_fn, {"w": torch.zeros(2)}, phi, 2, lr=0.5)["w"]  # [2.25, 2.25]
-    torch.autograd.grad(w.sum(), phi)  # 2 (1 - 0.5**2) = 1.5
-    ```"""
+    >>> def loss_fn(params, phi, step):
+    ...     return ((params["w"] - phi[0]) ** 2).sum() / 2
+    >>> phi = [torch.tensor(3.0, requires_grad=True)]
+    >>> w = inner_loop(loss_fn, {"w": torch.zeros(2)}, phi, 2, lr=0.5)["w"]
+    >>> w.tolist()
+    [2.25, 2.25]
+    >>> torch.autograd.grad(w.sum(), phi)  # 2 (1 - 0.5**2)
+    (tensor(1.5000),)"""
     check_callable(loss_fn, "loss_fn", "loss_fn(params, hyperparams, step) -> scalar")
     values = _values(params)
     n_steps = check_int(n_steps, "n_steps", low=1)
@@ -409,13 +407,9 @@ class ExampleWeights(nn.Module):
 
     It sees the example and, as a curriculum, how far the student's training has come; no label.
 
-    ```python
-    import torch
-    from ponderlearn.multitask.commentaries import ExampleWeights
-
-    teacher = ExampleWeights(torch.nn.Linear(5, 1))  # 4 features and the progress
-    teacher(torch.randn(8, 4), progress=0.5).shape  # (8,)
-    ```"""
+    >>> teacher = ExampleWeights(torch.nn.Linear(5, 1))  # 4 features and the progress
+    >>> teacher(torch.randn(8, 4), progress=0.5).shape
+    torch.Size([8])"""
 
     def __init__(
         self,
@@ -469,9 +463,8 @@ def weighted_loss(
     rate; if all are 0, so is the loss. ValueError if losses (B,) and weights (B,) differ, or for
     another kind or reduction.
 
-    ```python
-    weighted_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.3, 0.1]))  # (1.5 * 1 + 0.5 * 3) / 2
-    ```"""
+    >>> weighted_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.3, 0.1]))  # (1.5 * 1 + 0.5 * 3) / 2
+    tensor(1.5000)"""
     check_choice(kind, "kind", ("relative", "absolute"))
     sizes = {}
     check_tensor(losses, "losses", ("B",), kind="float", sizes=sizes)
@@ -497,14 +490,10 @@ class LabelBlend(nn.Module):
     """A commentary that blends pairs of examples by a coefficient of their two labels
     (commentaries-blend).
 
-    ```python
-    import torch
-    from ponderlearn.multitask.commentaries import LabelBlend
-
-    blend = LabelBlend(10)
-    batch = blend(torch.rand(4, 1, 8, 8), torch.tensor([3, 1, 4, 1]))
-    batch.lam  # 0.8655 for each at the start
-    ```"""
+    >>> blend = LabelBlend(10)
+    >>> batch = blend(torch.rand(4, 1, 8, 8), torch.tensor([3, 1, 4, 1]))
+    >>> batch.lam.detach()  # all alike at the start
+    tensor([0.8655, 0.8655, 0.8655, 0.8655])"""
 
     def __init__(
         self,
@@ -555,10 +544,9 @@ def blend_loss(
 
     ValueError for shapes that do not fit.
 
-    ```python
-    labels = torch.tensor([0]), torch.tensor([1])
-    blend_loss(torch.zeros(1, 2), *labels, torch.tensor([0.8]))  # log 2
-    ```"""
+    >>> labels = torch.tensor([0]), torch.tensor([1])
+    >>> blend_loss(torch.zeros(1, 2), *labels, torch.tensor([0.8]))  # log 2
+    tensor(0.6931)"""
     sizes = {}
     check_tensor(logits, "logits", ("B", "C"), kind="float", sizes=sizes)
     for name, y in (("y_a", y_a), ("y_b", y_b)):
@@ -574,13 +562,9 @@ class GaussianMask(nn.Module):
     """A round spot of fixed width at the mean position of a score map's softmax
     (commentaries-mask): what a commentary multiplies into an image.
 
-    ```python
-    import torch
-    from ponderlearn.multitask.commentaries import GaussianMask
-
-    spot = GaussianMask(sigma=1.0)
-    spot(torch.zeros(1, 1, 3, 3))[0, 0, 1]  # [0.6065, 1.0000, 0.6065]
-    ```"""
+    >>> spot = GaussianMask(sigma=1.0)
+    >>> spot(torch.zeros(1, 1, 3, 3))[0, 0, 1]
+    tensor([0.6065, 1.0000, 0.6065])"""
 
     def __init__(
         self,
@@ -595,9 +579,8 @@ class GaussianMask(nn.Module):
     ) -> Tensor:
         """Row and column of each spot in pixels, (B, 2).
 
-        ```python
-        GaussianMask(1.0).centers(torch.zeros(1, 1, 3, 5))  # [[1., 2.]]
-        ```"""
+        >>> GaussianMask(1.0).centers(torch.zeros(1, 1, 3, 5))
+        tensor([[1., 2.]])"""
         check_tensor(score_map, "score_map", ("B", 1, "H", "W"), kind="float", nonempty=True)
         share = at_least_float32(score_map).flatten(1).softmax(1).view(score_map.shape)[:, 0]
         rows, columns = (_axis(n, share) for n in share.shape[1:])

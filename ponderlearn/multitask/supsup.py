@@ -54,10 +54,9 @@ def signed_constant_(
 
     ValueError for fewer than 2 dimensions, no entries, or a density outside (0, 1].
 
-    ```python
-    weight = signed_constant_(torch.empty(3, 8))  # +-0.5
-    weight.abs().unique().tolist()  # [0.5]
-    ```"""
+    >>> weight = signed_constant_(torch.empty(3, 8))
+    >>> weight.abs().unique().tolist()
+    [0.5]"""
     check_tensor(weight, "weight", kind="float", nonempty=True)
     check(weight.ndim >= 2, "weight", "have at least 2 dimensions", weight)
     size = math.sqrt(2 / (weight[0].numel() * (_kept(density) or 1.0)))
@@ -106,10 +105,10 @@ def supermask(
     With a density there are exactly ceil(density n) ones; ties go to the lower index. ValueError
     for a density outside (0, 1] or `absolute` without one; TypeError for scores that are no floats.
 
-    ```python
-    supermask(torch.tensor([0.3, -0.2, 0.1]))  # [1., 0., 1.]
-    supermask(torch.tensor([0.3, -0.2, 0.1]), 0.5, absolute=True)  # [1., 1., 0.]
-    ```"""
+    >>> supermask(torch.tensor([0.3, -0.2, 0.1]))
+    tensor([1., 0., 1.])
+    >>> supermask(torch.tensor([0.3, -0.2, 0.1]), 0.5, absolute=True)
+    tensor([1., 1., 0.])"""
     check_tensor(scores, "scores", kind="float", nonempty=True)
     density = _kept(density, absolute)
     return _Step.apply(scores.abs() if absolute else scores, density)
@@ -126,10 +125,10 @@ def entropy_objective(
     Outputs of minus infinity count as probability 0. ValueError for an unknown reduction, or the
     mean of nothing.
 
-    ```python
-    entropy_objective(torch.zeros(2, 4))  # log 4 = 1.3863
-    entropy_objective(torch.zeros(2, 4), reduction="none")  # (2,)
-    ```"""
+    >>> entropy_objective(torch.zeros(2, 4))  # log 4
+    tensor(1.3863)
+    >>> entropy_objective(torch.zeros(2, 4), reduction="none").shape
+    torch.Size([2])"""
     check_choice(reduction, "reduction", ["mean", "none", "sum"])
     check_tensor(logits, "logits", (..., "n"), kind="float", nonempty=reduction == "mean")
     log_p = at_least_float32(logits).log_softmax(-1)
@@ -149,10 +148,10 @@ def superfluous_objective(
 
     ValueError if there is no superfluous output, for an unknown reduction, or the mean of nothing.
 
-    ```python
-    superfluous_objective(torch.zeros(2, 10), 8, full=False)  # log 2 = 0.6931
-    superfluous_objective(torch.zeros(2, 10), 8)  # log 10 = 2.3026
-    ```"""
+    >>> superfluous_objective(torch.zeros(2, 10), 8, full=False)  # log 2
+    tensor(0.6931)
+    >>> superfluous_objective(torch.zeros(2, 10), 8)  # log 10
+    tensor(2.3026)"""
     check_bool(full=full)
     check_choice(reduction, "reduction", ["mean", "none", "sum"])
     check_tensor(logits, "logits", (..., "n"), kind="float", nonempty=reduction == "mean")
@@ -169,19 +168,16 @@ class HopfieldStore(nn.Module):
     """Patterns of -1 and 1 in one symmetric d x d matrix with zero diagonal, and their running
     mean; all in the state_dict. ValueError for another rule or d < 2.
 
-    ```python
-    import torch
-    from ponderlearn.multitask.supsup import HopfieldStore
-
-    memory = HopfieldStore(100)
-    patterns = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).sign()
-    for z in patterns:
-        memory.append(z)
-    noisy = patterns[2].clone()
-    noisy[:10] *= -1
-    memory.energy(noisy) > memory.energy(patterns[2])
-    torch.equal(memory.recall(noisy), patterns[2])
-    ```"""
+    >>> memory = HopfieldStore(100)
+    >>> patterns = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).sign()
+    >>> for z in patterns:
+    ...     memory.append(z)
+    >>> noisy = patterns[2].clone()
+    >>> noisy[:10] *= -1
+    >>> bool(memory.energy(noisy) > memory.energy(patterns[2]))
+    True
+    >>> torch.equal(memory.recall(noisy), patterns[2])
+    True"""
 
     def __init__(
         self,
@@ -201,9 +197,10 @@ class HopfieldStore(nn.Module):
     ) -> None:
         """Add a pattern (supsup-storkey); ValueError for other values or another length.
 
-        ```python
-        HopfieldStore(4).append(torch.tensor([1.0, -1, 1, 1]))
-        ```"""
+        >>> memory = HopfieldStore(4)
+        >>> memory.append(torch.tensor([1.0, -1, 1, 1]))
+        >>> int(memory.count)
+        1"""
         z = self._pattern(z)
         new = torch.outer(z, z)
         if self.rule == "storkey":
@@ -230,9 +227,8 @@ def field(
     """Psi z, (..., d), in float32 or better: the sign that each entry is pulled to. ValueError for
     another length.
 
-    ```python
-    HopfieldStore(4).field(torch.ones(4))  # zeros: nothing stored
-    ```"""
+    >>> HopfieldStore(4).field(torch.ones(4))  # nothing stored
+    tensor([0., 0., 0., 0.])"""
     check_tensor(z, "z", (..., self.d), kind="float", like=self.psi)
     z = at_least_float32(z)
     with no_autocast(z):
@@ -247,9 +243,8 @@ def energy(
     """-1/2 z' Psi z, shape (...), in float32 or better; differentiable in `z`. ValueError for
     another length.
 
-    ```python
-    HopfieldStore(4).energy(torch.ones(2, 4))  # (2,)
-    ```"""
+    >>> HopfieldStore(4).energy(torch.ones(2, 4)).shape
+    torch.Size([2])"""
     return -0.5 * (self.field(z) * z).sum(-1)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #993ae80a
@@ -265,9 +260,8 @@ def recall(
 
     An entry without a pull stays. ValueError for other values or another length.
 
-    ```python
-    HopfieldStore(4).recall(torch.tensor([1.0, -1, 1, 1]))  # as it was: nothing stored
-    ```"""
+    >>> HopfieldStore(4).recall(torch.tensor([1.0, -1, 1, 1]))  # as it was: nothing stored
+    tensor([ 1., -1.,  1.,  1.])"""
     z = self._pattern(z).clone()
     for _ in range(check_int(n_steps, "n_steps", low=1)):
         before, pull = z.clone(), self.field(z)
@@ -330,12 +324,14 @@ def recover_mask(
     RuntimeError for a store without patterns; TypeError or ValueError for no stores, no batches, or
     an entropy that is no scalar.
 
-    ```python
-    memory, wanted = HopfieldStore(8), torch.tensor([1.0, -1, 1, 1, -1, 1, -1, 1])
-    memory.append(wanted), memory.append(wanted.flip(0))
-    far = lambda masks, batch: (2 * masks[0] - 1 - wanted).square().sum()
-    recover_mask(far, [memory], range(20), gamma=0.1, lr=0.1)
-    ```"""
+    >>> memory, wanted = HopfieldStore(8), torch.tensor([1.0, -1, 1, 1, -1, 1, -1, 1])
+    >>> memory.append(wanted)
+    >>> memory.append(wanted.flip(0))
+    >>> def far(masks, batch):
+    ...     return (2 * masks[0] - 1 - wanted).square().sum()
+    >>> (found,) = recover_mask(far, [memory], range(20), gamma=0.1, lr=0.1)
+    >>> torch.equal(found, wanted > 0)
+    True"""
     check_choice(method, "method", ["straight_through", "projected"])
     gamma, lr, momentum = _descent(gamma, lr, momentum)
     _check_stores(stores, batches)
@@ -389,9 +385,8 @@ def pack_bits(
 
     ValueError for values other than 0 and 1, or none.
 
-    ```python
-    pack_bits(torch.tensor([1, 0, 1, 1, 0, 0, 1, 0]))  # [178]
-    ```"""
+    >>> pack_bits(torch.tensor([1, 0, 1, 1, 0, 0, 1, 0]))
+    tensor([178], dtype=torch.uint8)"""
     check_tensor(mask, "mask", (..., "n"), nonempty=True)
     bits = F.pad(_zeros_and_ones(mask, "mask").to(torch.uint8), (0, -mask.shape[-1] % 8))
     places = torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)
@@ -405,9 +400,8 @@ def unpack_bits(
     """The first `n` bits of each row of bytes, bool (..., n). TypeError for another dtype,
     ValueError for too many bits.
 
-    ```python
-    unpack_bits(torch.tensor([178], dtype=torch.uint8), 3)  # [True, False, True]
-    ```"""
+    >>> unpack_bits(torch.tensor([178], dtype=torch.uint8), 3)
+    tensor([ True, False,  True])"""
     check_tensor(packed, "packed", (..., "m"))
     check(packed.dtype == torch.uint8, "packed", "be a tensor of dtype uint8", packed, TypeError)
     n = check_int(n, "n", low=0, high=8 * packed.shape[-1])
@@ -423,10 +417,10 @@ def coded_bytes(
 
     ValueError for an unknown coding, or values other than 0 and 1.
 
-    ```python
-    coded_bytes(torch.arange(80) < 8)  # 10
-    coded_bytes(torch.arange(80) < 8, "entropy")  # 5
-    ```"""
+    >>> coded_bytes(torch.arange(80) < 8)
+    10
+    >>> coded_bytes(torch.arange(80) < 8, "entropy")
+    5"""
     check_choice(coding, "coding", ["bits", "entropy", "index16"])
     check_tensor(mask, "mask")
     n, ones = mask.numel(), int(_zeros_and_ones(mask, "mask").bool().sum())
@@ -471,19 +465,18 @@ class MaskStore(nn.Module):
     TypeError or ValueError for shapes that are none. The masks of the task last asked for stay
     unpacked, one number a weight.
 
-    ```python
-    import torch
-    from ponderlearn.multitask.supsup import MaskStore
-
-    store = MaskStore({"first": (4, 3), "last": (2, 4)})  # 20 weights
-    for seed in range(3):
-        draws = torch.rand(20, generator=torch.Generator().manual_seed(seed))
-        store.append(store.split(draws < 0.5))
-    len(store), store.nbytes  # 3 masks, 9 bytes
-    store[1]["last"]  # bool (2, 4)
-    store.project(torch.ones(20))  # number of ones in each mask
-    store.mix(torch.tensor([0.5, 0.5, 0.0]))  # mean of the first two, (20,)
-    ```"""
+    >>> store = MaskStore({"first": (4, 3), "last": (2, 4)})  # 20 weights
+    >>> for seed in range(3):
+    ...     draws = torch.rand(20, generator=torch.Generator().manual_seed(seed))
+    ...     _ = store.append(store.split(draws < 0.5))
+    >>> len(store), store.nbytes  # masks and bytes
+    (3, 9)
+    >>> store[1]["last"].shape
+    torch.Size([2, 4])
+    >>> store.project(torch.ones(20))  # number of ones in each mask
+    tensor([13.,  9.,  8.])
+    >>> store.mix(torch.tensor([0.5, 0.5, 0.0])).shape  # mean of the first two
+    torch.Size([20])"""
 
     def __init__(
         self,
@@ -534,9 +527,9 @@ def split(
 ) -> dict[str, Tensor]:
     """A vector of one number a weight as a dict of views in the weights' shapes.
 
-    ```python
-    MaskStore({"a": (2, 3)}).split(torch.arange(6.0))["a"]  # [[0., 1., 2.], [3., 4., 5.]]
-    ```"""
+    >>> MaskStore({"a": (2, 3)}).split(torch.arange(6.0))["a"]
+    tensor([[0., 1., 2.],
+            [3., 4., 5.]])"""
     check_tensor(flat, "flat", (..., self.n_weights))
     parts = flat.split(self.sizes, dim=-1)
     return {
@@ -552,9 +545,8 @@ def append(
     """Store the masks of a new task; its number. ValueError for missing names, other shapes, or
     values other than 0 and 1.
 
-    ```python
-    MaskStore({"a": (2, 2)}).append({"a": torch.eye(2)})  # 0
-    ```"""
+    >>> MaskStore({"a": (2, 2)}).append({"a": torch.eye(2)})
+    0"""
     check(isinstance(masks, dict), "masks", "be a dict of tensors", masks, TypeError)
     words = f"have the names {', '.join(self.shapes)}"
     check(list(masks) == list(self.shapes), "masks", words, ", ".join(map(str, masks)))
@@ -628,11 +620,11 @@ def mean(
 ) -> Tensor:
     """The equal mixture of all masks, (P,), from the running sum; RuntimeError without masks.
 
-    ```python
-    store = MaskStore({"a": (2, 2)})
-    store.append({"a": torch.eye(2)}), store.append({"a": torch.ones(2, 2)})
-    store.mean()  # [1.0, 0.5, 0.5, 1.0]
-    ```"""
+    >>> store = MaskStore({"a": (2, 2)})
+    >>> for mask in (torch.eye(2), torch.ones(2, 2)):
+    ...     _ = store.append({"a": mask})
+    >>> store.mean()
+    tensor([1.0000, 0.5000, 0.5000, 1.0000])"""
     check(dtype is not None, "dtype", "be a floating torch.dtype", dtype, TypeError)
     check_dtype(dtype)
     check(self.count > 0, "store", "hold at least one mask", "none", RuntimeError)
@@ -651,11 +643,11 @@ def mix(
     Differentiable in `alpha`; without a gradient, masks with weight 0 are not read. ValueError for
     another number of coefficients than tasks.
 
-    ```python
-    store = MaskStore({"a": (2, 2)})
-    store.append({"a": torch.eye(2)}), store.append({"a": torch.ones(2, 2)})
-    store.mix(torch.tensor([0.25, 0.75]))  # [1.0, 0.75, 0.75, 1.0]
-    ```"""
+    >>> store = MaskStore({"a": (2, 2)})
+    >>> for mask in (torch.eye(2), torch.ones(2, 2)):
+    ...     _ = store.append({"a": mask})
+    >>> store.mix(torch.tensor([0.25, 0.75]))
+    tensor([1.0000, 0.7500, 0.7500, 1.0000])"""
     check_tensor(alpha, "alpha", kind="float", like=self.bits)
     check(alpha.shape == (self.count,), "alpha", f"have {self.count} entries, one a task", alpha)
     chunk_size = check_int(chunk_size, "chunk_size", low=1)
@@ -684,11 +676,11 @@ def project(
 
     IndexError for tasks that are not there; ValueError for another shape or chunk size.
 
-    ```python
-    store = MaskStore({"a": (2, 2)})
-    store.append({"a": torch.eye(2)}), store.append({"a": torch.ones(2, 2)})
-    store.project(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # [5.0, 10.0]
-    ```"""
+    >>> store = MaskStore({"a": (2, 2)})
+    >>> for mask in (torch.eye(2), torch.ones(2, 2)):
+    ...     _ = store.append({"a": mask})
+    >>> store.project(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    tensor([ 5., 10.])"""
     check_tensor(vec, "vec", (..., self.n_weights), kind="float", like=self.bits)
     check(vec.ndim <= 2, "vec", "have shape (P,) or (B, P)", vec)
     vec, bits = at_least_float32(vec.detach()), self.bits[self._wanted(tasks)]
@@ -819,22 +811,17 @@ class SupSup(nn.Module):
     `base` has no Linear or Conv layer, has trainable biases or norm parameters, or tracks
     statistics.
 
-    ```python
-    import torch
-    from torch import nn
-    from ponderlearn.multitask.supsup import SupSup, infer_task
-
-    layers = nn.Linear(8, 64, bias=False), nn.ReLU(), nn.Linear(64, 10, bias=False)
-    net, x = SupSup(nn.Sequential(*layers)), torch.randn(100, 8)
-    for labels in (x[:, :2].argmax(1), x[:, 2:4].argmax(1)):  # two tasks
-        optimizer = torch.optim.RMSprop([net.new_task()], lr=3e-3)
-        for _ in range(20):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), labels).backward()
-            optimizer.step()
-        net.commit()
-    net(x, task=0), infer_task(net, x).task
-    ```"""
+    >>> layers = nn.Linear(8, 64, bias=False), nn.ReLU(), nn.Linear(64, 10, bias=False)
+    >>> net, x = SupSup(nn.Sequential(*layers)), torch.randn(100, 8)
+    >>> for labels in (x[:, :2].argmax(1), x[:, 2:4].argmax(1)):  # two tasks
+    ...     optimizer = torch.optim.RMSprop([net.new_task()], lr=3e-3)
+    ...     for _ in range(20):
+    ...         optimizer.zero_grad()
+    ...         nn.functional.cross_entropy(net(x), labels).backward()
+    ...         optimizer.step()
+    ...     task = net.commit()
+    >>> net(x, task=0).shape, infer_task(net, x).task in (0, 1)
+    (torch.Size([100, 10]), True)"""
 
     def __init__(
         self,
@@ -867,9 +854,8 @@ class SupSup(nn.Module):
 def weights(self: SupSup) -> Tensor:
     """All fixed weights as one vector (P,), in the order of the store.
 
-    ```python
-    SupSup(nn.Linear(2, 3, bias=False)).weights()  # six times +-1
-    ```"""
+    >>> SupSup(nn.Linear(2, 3, bias=False)).weights().abs()  # plus or minus 1
+    tensor([1., 1., 1., 1., 1., 1.])"""
     return torch.cat([w.flatten() for w in self._fixed().values()])
 
 
@@ -887,10 +873,8 @@ def new_task(
     the spare ones learn to stay low. IndexError for an unknown task to start from; RuntimeError
     while another task is in training.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    optimizer = torch.optim.RMSprop([net.new_task(n_outputs=3)], lr=1e-3)
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> optimizer = torch.optim.RMSprop([net.new_task(n_outputs=3)], lr=1e-3)"""
     words = "have no task in training (commit or abandon it first)"
     check(self.scores is None, "net", words, "one", RuntimeError)
     start = self._start(init)
@@ -934,10 +918,10 @@ def mask(self: SupSup) -> Tensor:
     """The mask of the task in training, (P,), with its straight-through gradient
     (supsup-straight); RuntimeError if there is none.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.new_task(), net.mask().mean()  # about 0.5
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> scores = net.new_task()
+    >>> net.mask().shape, net.mask().unique().tolist()
+    (torch.Size([40]), [0.0, 1.0])"""
     return torch.cat([m.flatten() for m in self._gains().values()])
 
 
@@ -946,10 +930,10 @@ def commit(self: SupSup) -> int:
     """End the training of a task: store its mask as bits, drop its scores; the number of the task.
     RuntimeError without a task in training.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.new_task(), net.commit()  # task 0
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> scores = net.new_task()
+    >>> net.commit()  # the number of the task
+    0"""
     task = self.store.append({name: m.detach() for name, m in self._gains().items()})
     self.scores = None
     return task
@@ -959,10 +943,11 @@ def commit(self: SupSup) -> int:
 def abandon(self: SupSup) -> None:
     """Drop the task in training; the stored ones stay. RuntimeError if there is none.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.new_task(), net.abandon()
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> scores = net.new_task()
+    >>> net.abandon()
+    >>> len(net.store)
+    0"""
     self._gains()
     self.scores = None
     self.n_outputs.pop(len(self.store), None)
@@ -975,10 +960,11 @@ def remove(
 ) -> None:
     """Delete a stored task; later tasks move one number down. IndexError for an unknown one.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.new_task(), net.remove(net.commit())
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> scores = net.new_task()
+    >>> net.remove(net.commit())
+    >>> len(net.store)
+    0"""
     del self.store[task]
     self.n_outputs = {i - (i > task): n for i, n in self.n_outputs.items() if i != task}
 
@@ -1015,10 +1001,9 @@ def run(
     """The output of the network with the weights `flat`. ValueError or TypeError for weights or
     inputs that do not fit.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.run(0.5 * net.weights(), torch.randn(3, 4))  # (3, 10)
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> net.run(0.5 * net.weights(), torch.randn(3, 4)).shape
+    torch.Size([3, 10])"""
     like = next(iter(self._fixed().values()))
     check_input(flat, "flat", (self.store.n_weights,), like=like)
     return self._call(self.store.split(flat), x)
@@ -1038,10 +1023,10 @@ def forward(
     IndexError for an unknown task; ValueError for both, a wrong alpha, or an input that does not
     fit; RuntimeError without a task in training.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.new_task(), net.commit(), net(torch.randn(3, 4), task=0)  # (3, 10)
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> scores = net.new_task()
+    >>> net(torch.randn(3, 4), task=net.commit()).shape
+    torch.Size([3, 10])"""
     check(task is None or alpha is None, "task and alpha", "not both be given", "both")
     fixed = self._fixed()
     if alpha is not None:
@@ -1062,11 +1047,10 @@ def task_state_dict(
     """The state_dict of a plain network for one task, weights times mask: it loads into one like
     `base`. IndexError for an unknown task.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.new_task(), net.commit()
-    nn.Linear(4, 10, bias=False).load_state_dict(net.task_state_dict(0))
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> scores = net.new_task()
+    >>> nn.Linear(4, 10, bias=False).load_state_dict(net.task_state_dict(net.commit()))
+    <All keys matched successfully>"""
     plain = copy.deepcopy(self.base)
     for name, mask in self.store[task].items():
         plain.get_parameter(name).mul_(mask)
@@ -1148,13 +1132,13 @@ def alpha_gradient(
     One forward and one backward pass and one product with the masks. RuntimeError without masks;
     IndexError for tasks that are not there; ValueError or TypeError for what does not fit.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    for _ in range(3):
-        net.new_task(), net.commit()
-    alpha_gradient(net, torch.randn(5, 4))  # (3,)
-    alpha_gradient(net, torch.randn(5, 4), per_example=True)  # (5, 3)
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> for _ in range(3):
+    ...     scores, task = net.new_task(), net.commit()
+    >>> alpha_gradient(net, torch.randn(5, 4)).shape
+    torch.Size([3])
+    >>> alpha_gradient(net, torch.randn(5, 4), per_example=True).shape
+    torch.Size([5, 3])"""
     _some_masks(net)
     check_callable(objective, "objective", "objective(logits) -> scalar")
     check_bool(per_example=per_example)
@@ -1236,12 +1220,11 @@ def infer_task(
     epsilon with "exhaustive", or an exhaustive search with a function whose value means nothing
     (`superfluous_objective` with full=True).
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    for _ in range(3):
-        net.new_task(), net.commit()
-    infer_task(net, torch.randn(5, 4), method="exhaustive").task
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> for _ in range(3):
+    ...     scores, task = net.new_task(), net.commit()
+    >>> infer_task(net, torch.randn(5, 4), method="exhaustive").task in range(3)
+    True"""
     check_choice(method, "method", ["one_shot", "binary", "exhaustive"])
     tried, k = method == "exhaustive", _some_masks(net)
     check_callable(objective, "objective", "objective(logits) -> scalar")
@@ -1322,11 +1305,10 @@ def score_tasks(
 
     TypeError or ValueError for what are no pairs of inputs and integer labels.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.new_task(), net.commit()
-    score_tasks(net, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]).accuracy
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> scores, task = net.new_task(), net.commit()
+    >>> score_tasks(net, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]).each.shape
+    torch.Size([1])"""
     check_callable(net, "net", "net(x, task=i) -> logits")
     ok = isinstance(tasks, (list, tuple)) and all(isinstance(t, tuple | list) for t in tasks)
     check(ok and len(tasks) > 0, "tasks", "be a list of pairs (x, labels)", tasks, TypeError)
@@ -1370,9 +1352,8 @@ def _bytes(x: Tensor) -> bytes:
 def checksum(self: SupSup) -> str:
     """SHA-256 of the names, shapes and values of all that is fixed.
 
-    ```python
-    SupSup(nn.Linear(2, 2), allow_extra=True).checksum()[:8]
-    ```"""
+    >>> len(SupSup(nn.Linear(2, 2), allow_extra=True).checksum())
+    64"""
     h = hashlib.sha256()
     for name, t in self.base.state_dict().items():
         h.update(f"{name} {tuple(t.shape)} {t.dtype};".encode() + _bytes(t))
@@ -1398,11 +1379,10 @@ def save(
     RuntimeError if the seed does not give the fixed weights (pre-trained, loaded from another net,
     or changed) and they are not stored.
 
-    ```python
-    net = SupSup(nn.Linear(4, 10, bias=False))
-    net.save("net.supsup")
-    load_supsup("net.supsup", nn.Linear(4, 10, bias=False))
-    ```"""
+    >>> net = SupSup(nn.Linear(4, 10, bias=False))
+    >>> net.save("net.supsup")
+    >>> len(load_supsup("net.supsup", nn.Linear(4, 10, bias=False)).store)
+    0"""
     check_bool(store_weights=store_weights)
     same, words = store_weights or self._redrawn().checksum() == self.checksum(), "be True, since "
     words += f"the fixed weights are not those that seed {self.seed} draws"
@@ -1436,10 +1416,8 @@ def load_supsup(
     ValueError for a file of another kind or version, of another network, or damaged, and when the
     weights come out differently.
 
-    ```python
-    SupSup(nn.Linear(4, 10, bias=False)).save("net.supsup")
-    net = load_supsup("net.supsup", nn.Linear(4, 10, bias=False))
-    ```"""
+    >>> SupSup(nn.Linear(4, 10, bias=False)).save("net.supsup")
+    >>> net = load_supsup("net.supsup", nn.Linear(4, 10, bias=False))"""
     name, (head, rest) = str(path), _read(_file(path))
     kind = {k: head[k] for k in ("density", "absolute", "seed")}
     net = SupSup(base, allow_extra=allow_extra, keep_weights=head["stored"], **kind)

@@ -58,7 +58,12 @@ def _check_margin(logits, target) -> None:
 
 # %% ../../nbs/06_robust/01_aum.ipynb #2fe5fdcc
 class AUM(nn.Module):
-    "The area under the margin of every training example, summed up while you train (aum-area)."
+    """The area under the margin of every training example, summed up while you train (aum-area).
+
+    >>> record = AUM(3, skip_first=0)
+    >>> logits, target = torch.tensor([[2.0, 0.5], [1.0, 3.0]]), torch.tensor([0, 0])
+    >>> record.update(logits, target, torch.tensor([0, 2]))
+    tensor([ 1.5000, -2.0000])"""
 
     def __init__(
         self,

@@ -219,8 +219,9 @@ def hessian_top_eigenvalues(
     params.
 
     >>> bowl = lambda params, batch: 0.5 * (batch * params["w"] ** 2).sum()
-    >>> hessian_top_eigenvalues(bowl, {"w": torch.ones(2)}, torch.tensor([1.0, 10.0]), k=2)
-    tensor([10.0000,  1.0000])"""
+    >>> batch = torch.tensor([1.0, 10.0])
+    >>> hessian_top_eigenvalues(bowl, {"w": torch.ones(2)}, batch, k=2).round(decimals=3)
+    tensor([10.,  1.])"""
     check_callable(loss_fn, "loss_fn", "loss_fn(params, batch) -> scalar")
     params = _check_params(params)
     size = sum(w.numel() for w in params.values())

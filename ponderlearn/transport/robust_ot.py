@@ -467,7 +467,11 @@ def batch_weights(
 
 
 class WeightNet(nn.Module):
-    "A network whose outputs, one a row, become the weights of a batch (rot-net)."
+    """A network whose outputs, one a row, become the weights of a batch (rot-net).
+
+    >>> weights = WeightNet(nn.Linear(4, 1))(torch.randn(8, 4))
+    >>> weights.shape, round(weights.mean().item(), 3)
+    (torch.Size([8]), 1.0)"""
 
     def __init__(
         self,
@@ -565,7 +569,12 @@ def critic_loss(
 #| code-fold: true
 class AveragedWeights(nn.Module):
     """Weights of a data set from running means of its scores (rot-average). `state_dict` holds the
-    scores, not `rho` and `momentum`; `.to(device)` moves them."""
+    scores, not `rho` and `momentum`; `.to(device)` moves them.
+
+    >>> average = AveragedWeights(4, rho=0.5)
+    >>> average.update(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    >>> average.weights
+    tensor([2.4880, 1.3333, 0.1786, 0.0000])"""
 
     def __init__(
         self,
