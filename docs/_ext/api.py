@@ -205,6 +205,8 @@ def members(cls) -> list[tuple[str, str, object]]:
             found.append((name, "property", o.fget))
         elif isinstance(o, (staticmethod, classmethod)):
             found.append((name, "method", o.__func__))
+        elif inspect.isfunction(getattr(o, "f", None)):  # a class method by fastcore's `patch`
+            found.append((name, "method", o.f))
         elif inspect.isfunction(o):
             found.append((name, "method", o))
     return found if not hasattr(cls, "_fields") else [m for m in found if m[0] not in cls._fields]
