@@ -324,7 +324,7 @@ def test_a_notebook_that_was_only_opened_is_not_yours(course):
 
 @pytest.mark.parametrize("option", [[], ["--no-solutions"]])
 def test_the_picture_of_the_front_page_comes_along(course, option):
-    picture = course.top / "docs" / "held.svg"
+    picture = course.root / "docs" / "held.svg"
     picture.parent.mkdir()
     picture.write_text("<svg/>")
     assert "2 files" in course("lab", "mine", "--no-open", *option)
