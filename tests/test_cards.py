@@ -244,6 +244,7 @@ def test_card_says_whose_opinions():
     for c in PAPERS:
         page = card(c.name)
         assert "the opinions are the reviewer's" in page.text and c.review.reviewer in page.text
+        assert f", in {c.review.language} ({c.review.where})" in page.text
         assert c.arxiv in page.html and "<details>" in page.html and "<img" not in page.html
 
 
