@@ -234,6 +234,9 @@ def test_bench_table_without_a_sound_file_says_so(root):
 
 @pytest.mark.parametrize("name", [c.name for c in PAPERS if c.notebook])
 def test_every_committed_benchmark_is_shown(name):
+    file = catalogue.course_root() / "results" / f"bench-{name}.json"
+    remedy = f"run: .venv-bench/bin/python benchmarks/{name}.py (CONTRIBUTING.md, step 5)"
+    assert file.is_file(), f"{file.name} is missing; {remedy}"
     assert all(row[-1].count(",") >= 1 for row in bench_table(name).cells)
 
 
