@@ -8,7 +8,8 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PACKAGING := settings.ini setup.py pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .PHONY: help course lab chapter check export format lint test test-notebooks test-python test-site \
-	test-all test-lowest test-newest bench bench-memory docs docs-serve readme verify constraints clean distclean
+	test-all test-lowest test-newest bench bench-memory docs docs-serve readme verify constraints \
+	clean distclean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' Makefile | \

@@ -7,7 +7,7 @@ unit of the state copies an input number, which stays the same at all ponder ste
 unit reads that unit alone. Both sides run one GRU with the same weights. The plain loop runs our
 layer's own cell and halting unit, so both sides take the same steps; that is checked too.
 
-Run with `make bench`, or: python benchmarks/act.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/act.py
 """
 
 import importlib.metadata

@@ -6,7 +6,7 @@ gradients are compared first, for the official form follows the norm as well. Ou
 beside the same formula left to autograd, and the direct loss of two views beside NT-Xent on the
 same features.
 
-Run with `make bench`, or: python benchmarks/alignment_uniformity.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/alignment_uniformity.py
 """
 
 import math

@@ -5,7 +5,7 @@ list, as it wants them, made beforehand. Its records of each example are part of
 cannot be switched off; `compressed=True`, its default, keeps no history. That both end with the
 same areas is checked first.
 
-Run with `make bench`, or: python benchmarks/aum.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/aum.py
 """
 
 import importlib.metadata

@@ -10,7 +10,8 @@ coefficients, and lists of tensors for Neumann's series. Ours takes a plain func
 the student is one; `higher` takes a module, as it must. Two rows compare with no peer: they say
 what a commentary costs beside plain training.
 
-Run with `make bench`, or: python benchmarks/commentaries.py [timed runs of each, 41]
+Run with `make bench`, or:
+.venv-bench/bin/python benchmarks/commentaries.py [timed runs of each, 41]
 """
 
 import sys

@@ -6,7 +6,7 @@ collected sample by sample. The loop proposes and judges one sample at a time, a
 the chapter. All sides burn in before the clock starts; class and sampler keep about as many, ours
 with the gamma of burn-in. Before the clock starts, both have to give samples with the same mean.
 
-Run with `make bench`, or: python benchmarks/drs.py [timed runs of each, 41]
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/drs.py [timed runs of each, 41]
 """
 
 import math

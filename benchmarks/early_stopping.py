@@ -4,7 +4,7 @@ of gradient descent that it replaces.
 The loop is what one writes first: autograd for each row (and output), the rows stacked, their
 products. Gradient descent is written out by hand, with two products of matrices a step.
 
-Run with `make bench`, or: python benchmarks/early_stopping.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/early_stopping.py
 """
 
 import math

@@ -8,7 +8,7 @@ network (784-300-300, 40 latent numbers), its plain layers in place of the gated
 prior is `ExemplarVAE.elbo` with all exemplars encoded and one left out. Results are compared before
 the clock starts: the same neighbors, the same votes, and a loss of the bound at least the exact.
 
-Run with `make bench`, or: python benchmarks/exemplar_vae.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/exemplar_vae.py
 """
 
 import torch

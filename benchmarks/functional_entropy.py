@@ -6,7 +6,7 @@ of the inverses. "loop" has our f and calls for the gradient of each modality in
 copies, "loop" gives the very numbers that we give, so the spread of the estimate is the same; with
 two copies instead of ten the spread is larger by the root of five.
 
-Run with `make bench`, or: python benchmarks/functional_entropy.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/functional_entropy.py
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ it, and run one grouped convolution over all samples. Forward and backward, grad
 activations, kernel and style; values and gradients are compared first. No package with it installs
 without a compiler, so its few lines stand here.
 
-Run with `make bench`, or: python benchmarks/gan.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/gan.py
 """
 
 import torch

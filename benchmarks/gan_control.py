@@ -5,7 +5,7 @@ structure was written anew: modulated convolutions as grouped ones with a kernel
 a network for each attribute, and a loss whose masks are filled in loops. Both sides have to agree
 before the clock starts; where one network stands against four, the four are copies of it.
 
-Run with `make bench`, or: python benchmarks/gan_control.py [timed runs of each, 31]
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/gan_control.py [timed runs of each, 31]
 """
 
 import copy

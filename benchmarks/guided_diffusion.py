@@ -6,7 +6,8 @@ look-up and looked up for each image, the step numbers mapped at each call, a di
 that a step computes. The second is the scheduler of diffusers 0.42.1, which takes one step at a
 time. Outputs are compared before the clock starts, with the noise of one seed.
 
-Run with `make bench`, or: python benchmarks/guided_diffusion.py [timed runs of each, 31]
+Run with `make bench`, or:
+.venv-bench/bin/python benchmarks/guided_diffusion.py [timed runs of each, 31]
 """
 
 import sys

@@ -8,7 +8,7 @@ by side (N, N, 2d). Ours has the anchors of all other sentences as candidates, n
 N = 1024 words (32 sentences of 32), d = 128. A step is that of the chapter's classifier, and of
 wider ones; "the same without the terms" keeps the backward pass that ranks the words. One thread.
 
-Run with `make bench`, or: python benchmarks/infobert.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/infobert.py
 """
 
 import math

@@ -5,7 +5,7 @@ lightly's package imports torchvision, which its two losses do not need: their f
 without the files of the folders around them, which are not changed. Memory is what torch's
 profiler says that one update holds at most.
 
-Run with `make bench`, or: python benchmarks/infonce.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/infonce.py
 """
 
 import importlib.metadata

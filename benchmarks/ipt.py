@@ -6,7 +6,7 @@ cosines of the batch, the positives picked from it, as in the published training
 paper's formula. Both agree before they are timed. Memory is what torch's profiler says that one
 update of the loss holds at most.
 
-Run with `make bench`, or: python benchmarks/ipt.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/ipt.py
 """
 
 import sys

@@ -6,7 +6,8 @@ has, so its structure was written anew: same networks, same draws, same losses, 
 before the clock starts. The full Jacobian is that of all latents at once, by `torch.func`, in
 reverse and in forward mode.
 
-Run with `make bench`, or: python benchmarks/latent_directions.py [timed runs of each, 21]
+Run with `make bench`, or:
+.venv-bench/bin/python benchmarks/latent_directions.py [timed runs of each, 21]
 """
 
 import copy

@@ -7,7 +7,8 @@ gives. `higher` makes a copy of the network for each task; a second peer is the 
 starts.
 Episodes are drawn beside a loop that draws classes and images task by task.
 
-Run with `make bench`, or: python benchmarks/meta_augmentation.py [timed runs of each, 41]
+Run with `make bench`, or:
+.venv-bench/bin/python benchmarks/meta_augmentation.py [timed runs of each, 41]
 """
 
 import copy

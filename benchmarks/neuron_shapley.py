@@ -7,7 +7,8 @@ loop behind it, one mask at a time, and once with our batched value behind it, a
 time as Captum takes. Before the clock starts, loop and ours have to give the same marginals, and
 Captum the same sum.
 
-Run with `make bench`, or: python benchmarks/neuron_shapley.py [timed runs of each, 41]
+Run with `make bench`, or:
+.venv-bench/bin/python benchmarks/neuron_shapley.py [timed runs of each, 41]
 """
 
 import copy

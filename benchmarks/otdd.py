@@ -7,7 +7,7 @@ each pair of labels. The second peer is the best that we could make of the formu
 roots once a class, then the eigenvalues alone for each pair. Both sides start from the examples,
 and the distances are compared first.
 
-Run with `make bench`, or: python benchmarks/otdd.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/otdd.py
 """
 
 from itertools import product

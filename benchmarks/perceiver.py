@@ -5,7 +5,7 @@ input. All three give the same latents (checked) and have the same MLP behind th
 with the backward pass, and the network: one pass over a long input beside four over a quarter of
 it, which says whether time is linear in M.
 
-Run with `make bench`, or: python benchmarks/perceiver.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/perceiver.py
 """
 
 import importlib.metadata

@@ -8,7 +8,7 @@ weights; gradients of both sides are compared. So are padded sets beside sets cu
 and gradients of each input by `torch.func` beside one backward pass an input. Early exit: N = 20
 and 3 steps on average; the outputs of both sides are compared at equal halting steps.
 
-Run with `make bench`, or: python benchmarks/pondernet.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/pondernet.py
 """
 
 import importlib.metadata

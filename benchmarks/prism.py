@@ -4,7 +4,7 @@ The package transforms along the last axis by FFT (`dct`, `idct`), so tokens are
 back; the mask is made beforehand. Its matrix form, `LinearDCT`, is a second peer. That all agree is
 checked first.
 
-Run with `make bench`, or: python benchmarks/prism.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/prism.py
 """
 
 import importlib.metadata

@@ -7,7 +7,8 @@ term and its clip of the classifier's gradient are left out on both sides. Befor
 both have to end with the same generator. The second part sets the exact policy's problems in one
 batch beside a loop over them.
 
-Run with `make bench`, or: python benchmarks/ratio_clipping.py [timed runs of each, 41]
+Run with `make bench`, or:
+.venv-bench/bin/python benchmarks/ratio_clipping.py [timed runs of each, 41]
 """
 
 import copy

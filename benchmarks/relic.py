@@ -8,7 +8,7 @@ the mean of two calls in both orders of the views has the same gradient, and tha
 one thread: of the Jeffreys term alone on given scores, and of the whole loss on features of 128
 numbers.
 
-Run with `make bench`, or: python benchmarks/relic.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/relic.py
 """
 
 import torch

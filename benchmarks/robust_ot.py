@@ -6,7 +6,7 @@ cone programs are written once as cvxpy takes them best (vectors, no Python loop
 unlike the official code) and solved by Clarabel, the default of cvxpy for them; the weights by SCS,
 the official code's solver, as well. The results are compared first.
 
-Run with `make bench`, or: python benchmarks/robust_ot.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/robust_ot.py
 """
 
 import cvxpy

@@ -8,7 +8,7 @@ backward passes and one step of SGD: what any SAM must cost. pytorch-optimizer w
 made before `step`; torchzero calls the closure itself. Random numbers are not replayed here: the
 peers do not, and no network has dropout.
 
-Run with `make bench`, or: python benchmarks/sam.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/sam.py
 """
 
 import importlib.metadata

@@ -6,7 +6,7 @@ table; both are compared before they are timed, at a temperature where it does n
 rows of 1 to T real frames. Memory is what torch's profiler says that one
 update of the loss holds at most.
 
-Run with `make bench`, or: python benchmarks/seqclr.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/seqclr.py
 """
 
 import torch

@@ -10,7 +10,7 @@ at 1 % of the mean cost are left out: there nearly all of POT's solvers fail or 
 GeomLoss spends its iterations on falling epsilons, and its error falls as one over their number: it
 does not get to 1e-4. It has rows of its own, to the error that it has after 100.
 
-Run with `make bench`, or: python benchmarks/sinkhorn.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/sinkhorn.py
 """
 
 import importlib.metadata

@@ -8,7 +8,7 @@ pairs, the loss on outputs, the Set Transformer. The networks: the same sets, wi
 blocks, forward and backward; torch-geometric takes all elements in one long list with the number of
 their set.
 
-Run with `make bench`, or: python benchmarks/sire.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/sire.py
 """
 
 import importlib.metadata

@@ -4,7 +4,8 @@ The loop is the one of TRL's and the ancestor code's trainers, written anew: bac
 tokens, the results stacked. Sampling without a cache runs the same network on the whole text for
 each token. Log-probabilities: the usual log-softmax and gather, with memory beside the logits.
 
-Run with `make bench`, or: python benchmarks/summarize_feedback.py [timed runs of each, 41]
+Run with `make bench`, or:
+.venv-bench/bin/python benchmarks/summarize_feedback.py [timed runs of each, 41]
 """
 
 import sys

@@ -9,7 +9,7 @@ straight-through estimator of two lines, layer by layer. Answers are compared be
 starts. A second part times one decision by One-Shot, by Binary and by trying every mask, for
 several numbers of masks, images and outputs.
 
-Run with `make bench`, or: python benchmarks/supsup.py [timed runs of each, 41]
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/supsup.py [timed runs of each, 41]
 """
 
 import statistics

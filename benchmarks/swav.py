@@ -4,7 +4,7 @@ The official code (facebookresearch/swav, rewritten here in its structure) expon
 shift and scales the whole matrix in each half-step; all three are compared before they are timed.
 Scores are cosines of unit vectors in 128 dimensions, epsilon 0.05, three rounds.
 
-Run with `make bench`, or: python benchmarks/swav.py
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/swav.py
 """
 
 import torch

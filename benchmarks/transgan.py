@@ -11,7 +11,7 @@ same images and scores.
 The last rows have our own step without a mask as the other side: a ratio near 1 says that a mask
 costs nothing.
 
-Run with `make bench`, or: python benchmarks/transgan.py [timed runs of each, 15]
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/transgan.py [timed runs of each, 15]
 """
 
 import copy

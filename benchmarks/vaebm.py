@@ -8,7 +8,7 @@ drawn group by group. (The stray log sigma of its densities is left out, so that
 target.) One step of both is compared in float64 with the same noise before the clock starts. Beside
 times, the memory of a chain of 5 and of 40 steps.
 
-Run with `make bench`, or: python benchmarks/vaebm.py [timed runs of each, 31]
+Run with `make bench`, or: .venv-bench/bin/python benchmarks/vaebm.py [timed runs of each, 31]
 """
 
 import copy

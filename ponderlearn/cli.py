@@ -31,7 +31,7 @@ from rich.text import Text
 # %% ../nbs/00_foundations/11_cli.ipynb #66e853b9
 import ponderlearn
 from . import catalogue, records
-from .catalogue import CATALOGUE, PARTS, read_json, settings, write_atomic
+from .catalogue import CATALOGUE, PAPERS, PARTS, read_json, settings, write_atomic
 from ponderlearn.execution import (
     Execution,
     _runs,
@@ -51,7 +51,8 @@ from .records import SCALES, measured, number
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="32 deep-learning papers as notebooks that you read, run, question and import from.",
+    help=f"{len(PAPERS)} deep-learning papers as notebooks that you read, run, question and "
+    "import from.",
 )
 
 
@@ -425,6 +426,8 @@ def _finish(name, folder, done, commit, verify):
     _report(name, folder, done, known)
     for file in stored:
         console.print(f"Stored: {file}", soft_wrap=True)
+    if stored and done.run["scale"] != "full":
+        console.print("Results only: outputs are stored at full")
 
 
 def _store(name, done):

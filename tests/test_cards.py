@@ -234,6 +234,9 @@ def test_bench_table_without_a_sound_file_says_so(root):
 
 @pytest.mark.parametrize("name", [c.name for c in PAPERS if c.notebook])
 def test_every_committed_benchmark_is_shown(name):
+    file = catalogue.course_root() / "results" / f"bench-{name}.json"
+    remedy = f"run: .venv-bench/bin/python benchmarks/{name}.py (CONTRIBUTING.md, step 5)"
+    assert file.is_file(), f"{file.name} is missing; {remedy}"
     assert all(row[-1].count(",") >= 1 for row in bench_table(name).cells)
 
 
@@ -244,6 +247,7 @@ def test_card_says_whose_opinions():
     for c in PAPERS:
         page = card(c.name)
         assert "the opinions are the reviewer's" in page.text and c.review.reviewer in page.text
+        assert f", in {c.review.language} ({c.review.where})" in page.text
         assert c.arxiv in page.html and "<details>" in page.html and "<img" not in page.html
 
 

@@ -59,15 +59,15 @@ def cell(source, kind="code", **metadata):
 # The table
 
 
-def test_32_papers_in_nine_parts():
-    assert len(PAPERS) == 32 and {c.part for c in PAPERS} == set(range(1, 10))
+def test_papers_stand_in_nine_parts():
+    assert {c.part for c in PAPERS} == set(range(1, 10))
     assert set(PARTS) == set(range(10))
     assert {c.kind for c in CATALOGUE if c.part == 0} == {"foundation"}
-    assert [(c.module, c.part, c.number) for c in METHODS] == [
+    assert {(c.module, c.part, c.number) for c in METHODS} >= {
         ("ponderlearn.contrastive.infonce", 3, 0),
         ("ponderlearn.generative.gan", 4, 0),
         ("ponderlearn.transport.sinkhorn", 8, 0),
-    ]
+    }
 
 
 def test_names_titles_and_places_are_told_apart():
@@ -94,10 +94,15 @@ def test_the_foundations_have_the_numbers_of_their_files():
 
 @pytest.mark.parametrize("c", PAPERS, ids=lambda c: c.name)
 def test_every_paper_is_credited(c):
-    assert c.title and c.authors and c.venue and 2016 <= c.year <= 2021
+    assert c.title and c.authors and c.venue and c.year >= 2016
     assert re.fullmatch(r"\d{4}\.\d{5}", c.arxiv) and re.fullmatch(r"(https://\S+)?", c.code)
-    assert c.review.language in ("Hebrew", "Russian") and c.review.reviewer and c.review.where
-    assert c.know and (c.review.recommendation == "not rated") == (c.name == "act")
+    assert c.review and c.know
+    assert all((c.review.reviewer, c.review.language, c.review.where, c.review.recommendation))
+    own = c.review.where == "written for this course"
+    default = tuple(TABLE["review"][key] for key in ("reviewer", "language"))
+    assert not own or (c.review.reviewer, c.review.language) != default, (
+        f"{c.name} has no review: say who asks its questions, and in which language"
+    )
     assert c.bibtex.count("{") == c.bibtex.count("}") and c.arxiv in c.bibtex
 
 
@@ -121,7 +126,11 @@ def test_prerequisites_come_before():
 def test_the_number_of_papers_is_the_same_in_prose(file):
     path = Path(catalogue.__file__).parents[1] / file
     found = re.findall(r"(\d+) (?:deep-learning )?papers", path.read_text(encoding="utf-8"))
-    assert found and set(found) == {str(len(PAPERS))}
+    remedy = "run: make readme" if file == "README.md" else "change the number there"
+    assert found and set(found) == {str(len(PAPERS))}, (
+        f"{file} speaks of {' and '.join(sorted(set(found))) or 'no'} papers, the catalogue has "
+        f"{len(PAPERS)}: {remedy} (CONTRIBUTING.md, step 5)"
+    )
 
 
 def test_routes_lead_through_chapters_that_exist():
@@ -155,7 +164,10 @@ def test_the_minutes_of_a_route_fit_its_sittings(route):
         for name in set(whole) & set(route["minutes"]):
             assert route["minutes"][name] <= whole[name], f"{name} has {whole[name]} minutes"
         took.append(sum((whole | route["minutes"])[name] for name in sitting))
-        assert took[-1] <= route["most"], (sitting, took[-1])
+        assert took[-1] <= route["most"], (
+            f"{', '.join(sitting)} take {took[-1]} minutes, {route['most']} is the most: move a "
+            "chapter over a border of `sittings`"
+        )
     assert sum(took) >= 0.7 * route["most"] * len(took), "more time is promised than there is to do"
 
 
@@ -179,10 +191,14 @@ PROBLEMS = [row for group in TABLE["problems"] for row in group["rows"]]
 
 def test_every_paper_and_method_helps_with_something():
     names = {row["chapter"] for row in PROBLEMS}
-    assert names >= {c.name for c in CATALOGUE if c.kind != "foundation"}
+    missing = {c.name for c in CATALOGUE if c.kind != "foundation"} - names
+    assert not missing, (
+        f"in ponderlearn/catalogue.toml no row of [[problems]] names {', '.join(sorted(missing))}: "
+        "say what the chapter helps with (CONTRIBUTING.md, step 5)"
+    )
     assert names <= {c.name for c in CATALOGUE}
     said = [row["problem"] for row in PROBLEMS]
-    assert len(set(said)) == len(said) and 25 <= len(said) <= 45
+    assert len(set(said)) == len(said) and 25 <= len(said) <= 60
     assert all(text.endswith((".", "?")) for text in said)
 
 
@@ -198,7 +214,12 @@ def test_what_a_problem_says_to_import_is_there(row):
 def test_the_longest_route_has_every_chapter_that_is_written():
     longest = max(ROUTES, key=lambda r: len(r.stops))
     written = {c.name for c in CATALOGUE if c.kind != "foundation" and c.notebook}
-    assert written <= {s.chapter for s in longest.stops}
+    missing = written - {s.chapter for s in longest.stops}
+    assert not missing, (
+        f"in ponderlearn/catalogue.toml the route {longest.title!r} lacks "
+        f"{', '.join(sorted(missing))}: a stop in `stops` and, at the same place, its name in "
+        "`sittings` (CONTRIBUTING.md, step 5)"
+    )
 
 
 def test_every_notebook_is_in_the_catalogue():
@@ -207,7 +228,11 @@ def test_every_notebook_is_in_the_catalogue():
         for p in (catalogue.course_root() / "nbs").rglob("*.ipynb")
         if ".ipynb_checkpoints" not in p.parts
     }
-    assert found == {c.notebook for c in CATALOGUE if c.notebook}
+    alone = sorted(found - {c.notebook for c in CATALOGUE if c.notebook})
+    assert not alone, (
+        f"no row of ponderlearn/catalogue.toml has the place of {', '.join(alone)}: a row was put "
+        "in the middle of a part, or a notebook has no row"
+    )
 
 
 @pytest.mark.parametrize(

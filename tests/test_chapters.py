@@ -437,7 +437,20 @@ def test_first_section_draws_and_the_widget_moves(c):
         for x in cells
         for o in x["outputs"]
     )
-    assert len(Images("".join(widget_html(nb))).found) >= 15
+    pictures = len(Images("".join(widget_html(nb))).found)
+    assert pictures >= 15, f"the sliders of Play with it have {pictures} pictures, wanted: 15"
+
+
+@pytest.mark.stored
+@chapters
+def test_five_figures_are_computed(c):
+    labeled = {
+        cell["source"]
+        for cell, output in outputs(read(c.notebook))
+        if re.search(r"(?m)^#\|\s*label:\s*fig-", cell["source"])
+        and any(kind.startswith("image/") for kind in output.get("data", {}))
+    }
+    assert len(labeled) >= 5, f"{len(labeled)} figures with a label fig-*, wanted: 5"
 
 
 @pytest.mark.stored

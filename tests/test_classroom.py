@@ -31,9 +31,13 @@ def found(name):
 def test_every_paper_and_method_has_a_place():
     assert len(WEEKS) == 12
     names = [name for week in WEEKS for name in (*week["read"], *week["more"])]
-    assert sorted(names) == sorted(
-        ["before_you_start", *(c.name for c in CATALOGUE if c.kind != "foundation")]
+    wanted = {"before_you_start", *(c.name for c in CATALOGUE if c.kind != "foundation")}
+    missing = wanted - set(names)
+    assert not missing, (
+        f"docs/classroom.toml has no place for {', '.join(sorted(missing))}: under `more` of a "
+        "fitting week it always fits (CONTRIBUTING.md, step 5)"
     )
+    assert len(set(names)) == len(names) and set(names) == wanted
 
 
 def test_what_a_chapter_needs_comes_before_it():

@@ -324,7 +324,7 @@ def test_a_notebook_that_was_only_opened_is_not_yours(course):
 
 @pytest.mark.parametrize("option", [[], ["--no-solutions"]])
 def test_the_picture_of_the_front_page_comes_along(course, option):
-    picture = course.top / "docs" / "held.svg"
+    picture = course.root / "docs" / "held.svg"
     picture.parent.mkdir()
     picture.write_text("<svg/>")
     assert "2 files" in course("lab", "mine", "--no-open", *option)
@@ -582,6 +582,7 @@ def test_commit(course, done, ran):
     state = nb["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
     view = nb["cells"][3]["outputs"][0]["data"]["application/vnd.jupyter.widget-view+json"]
     assert shown.count("Stored:") == 2 and view["model_id"] in state
+    assert "Results only" not in shown
     assert nb["metadata"]["language_info"] == execution.LANGUAGE
     assert nb["metadata"]["ponderlearn"] == ran.run and ran.run["fingerprint"] == fingerprint(nb)
     assert course.results["runs"] == [ran.run] and len(course.results["claims"]) == 1
@@ -595,6 +596,7 @@ def test_commit(course, done, ran):
     rows = [ROW | {"scale": "quick", "here": 5, "holds": "not tested at this scale"}]
     cli.execute = lambda *a: Execution(notebook("1"), quick, rows, None, None)
     shown = course("run", "act", "--scale", "quick", "--commit")
+    assert shown.count("Stored:") == 1 and "Results only: outputs are stored at full" in shown
     assert re.search(r"six +6 +6 +\[5, 7\] +5 +not", shown)
     assert course.path.read_bytes() == committed  # outputs and other rows stay
     assert [(r["scale"], r["here"]) for r in course.results["claims"]] == [

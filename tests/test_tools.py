@@ -2,20 +2,45 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from ponderlearn.catalogue import CATALOGUE, notebook_path
+from ponderlearn.catalogue import CATALOGUE, PARTS, Chapter, Review, notebook_path
 
 pytest.importorskip("nbdev")
 ROOT = Path(__file__).parents[1]
-UNWRITTEN = [c for c in CATALOGUE if c.kind != "foundation" and not c.notebook]
-NEW = list({c.kind: c for c in UNWRITTEN}.values())  # one of each kind
+# A paper at the end of the last part, by the row that CONTRIBUTING.md has to copy, and a method at
+# the head of a part that has none.
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAPER = textwrap.dedent(re.search(r"(?ms)^ *```toml\n(.*?)^ *```", CONTRIBUTING)[1])
+METHOD = """\
+[[part.chapter]]
+name = "shared_idea"
+kind = "method"
+title = "A shared idea"
+claim = "What several chapters use."
+know = "nothing"
+"""
+WITH = {c.part for c in CATALOGUE if c.kind != "paper"}
+HEAD, TAIL = min(set(PARTS) - WITH), max(PARTS)
+
+
+def made_up(row: str, part: int, number: int) -> Chapter:
+    "The row as the catalogue would read it, as far as the tests ask."
+    found = tomllib.loads(row)["part"]["chapter"][0]
+    kind, title = found.get("kind", "paper"), found["title"]
+    return Chapter(found["name"], part, number, kind, title, title, found["claim"], "")
+
+
+LAST = [c.number for c in CATALOGUE if c.part == TAIL][-1]
+NEW = [made_up(PAPER, TAIL, LAST + 1), made_up(METHOD, HEAD, 0)]
 
 
 def run(top, *command):
@@ -38,6 +63,12 @@ def top(tmp_path_factory):
         shutil.copytree(ROOT / folder, top / folder, ignore=ignore)
     for file in ("settings.ini", "pyproject.toml", "tests/test_chapters.py"):
         shutil.copy(ROOT / file, top / file)
+    file = top / "ponderlearn" / "catalogue.toml"
+    table = file.read_text(encoding="utf-8")
+    first = table.index("[[part.chapter]]", table.index(f'folder = "{PARTS[HEAD].folder}"'))
+    table = table[:first] + METHOD + "\n" + table[first:]
+    end = table.index("# ---- Reading routes")
+    file.write_text(table[:end] + PAPER + "\n" + table[end:], encoding="utf-8")
     for c in NEW:
         text, good = run(top, "tools/chapter.py", "new", c.name)
         assert good, text
@@ -76,10 +107,31 @@ def test_a_new_chapter_runs(top, c):
     assert good, text
 
 
+def test_the_row_to_copy_keeps_to_the_rules():
+    row = tomllib.loads(PAPER)["part"]["chapter"][0]
+    assert len(row["short"]) <= 34 and row["claim"].endswith(".")
+    assert set(row) <= set(Chapter._fields)
+    assert set(row["review"]) <= set(Review._fields) - {"url"}
+
+
 def test_other_names_are_refused():
-    for name, words in (("training", "is a foundation"), ("performr", "did you mean 'performer'")):
+    said = "did you mean 'performer'?\nA new chapter first needs its row"
+    for name, words in (("training", "is a foundation"), ("performr", said)):
         text, good = run(ROOT, "tools/chapter.py", "new", name)
         assert not good and words in text
+
+
+def test_a_row_that_lacks_fields_is_refused(tmp_path):
+    for folder in ("ponderlearn", "tools"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    file = tmp_path / "ponderlearn" / "catalogue.toml"
+    row = '[[part.chapter]]\nname = "bare"\nclaim = "."\n'
+    row += 'title = "A title of over thirty-four characters"'
+    table = file.read_text(encoding="utf-8").replace("# ---- Reading", f"{row}\n\n# ---- Reading")
+    file.write_text(table, encoding="utf-8")
+    text, good = run(tmp_path, "tools/chapter.py", "new", "bare")
+    assert not good and not (tmp_path / "nbs").exists()
+    assert "lacks: authors, year, venue, arxiv, know, review, short (at most 34 char" in text
 
 
 def notebook(path, code):

@@ -58,7 +58,11 @@ DEVICES = [p for p in CALLS if has_device(fresh(p.values[2]))]
 @pytest.mark.parametrize(("module", "name", "make"), DEVICES)
 def test_devices(module, name, make):
     "New tensors follow the arguments to their device: here the CPU, while the default is meta."
-    assert follows(make) == ""
+    wrong = follows(make)
+    assert not wrong, (
+        "a tensor was made without `device=`: give new tensors the device of an argument, drawn "
+        f"ones that of the generator\n{wrong}"
+    )
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - set(WITHOUT)))

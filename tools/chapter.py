@@ -66,6 +66,11 @@ def notebook(c: Chapter) -> str:
 def new(c: Chapter) -> None:
     if c.kind == "foundation":
         sys.exit(f"{c.name} is a foundation: only papers and methods are made from a template")
+    paper = ("authors", "year", "venue", "arxiv", "know", "review")
+    lacks = [key for key in (paper if c.kind == "paper" else ("know",)) if not getattr(c, key)]
+    lacks += ["short (at most 34 characters)"] if len(c.short) > 34 else []
+    if lacks:
+        sys.exit(f"the row of {c.name} in ponderlearn/catalogue.toml lacks: {', '.join(lacks)}")
     files = {
         notebook_path(c): notebook(c),
         f"tests/test_{c.name}.py": fill("test", c),
@@ -99,6 +104,20 @@ def step(what: str, *command, **environment) -> bool:
     return done.returncode == 0
 
 
+# The folder before the installed packages, as when the script runs; a peer that is not in .venv is
+# no fault.
+IMPORT = """
+import runpy, sys
+sys.path.insert(0, "benchmarks")
+try:
+    runpy.run_path("benchmarks/{0}.py")
+except ImportError as error:
+    if error.name.partition(".")[0] in ("ponderlearn", "compare"):
+        raise
+    print("not imported, .venv has no", error.name)
+"""
+
+
 def check(c: Chapter) -> None:
     path = notebook_path(c)
     names = "tests/test_{}.py", "tests/examples/{}.py", "benchmarks/{}.py"
@@ -112,20 +131,28 @@ def check(c: Chapter) -> None:
     if not all([step(*command) for command in first]):
         sys.exit(1)
     tests = [file for file in files if "/test_" in file]
-    tests += ["tests/test_chapters.py", "tests/test_wrong_arguments.py"]
+    tests += [f"tests/test_{name}.py" for name in ("chapters", "wrong_arguments", "catalogue")]
     select = ["-m", "not slow and not browser and not stored"]
     select += ["-k", f"{c.name} and not test_notebook_is_clean"]
     jobs = [
         ("run at quick", BIN / "python", "tools/notebooks.py", path),
         ("tests", BIN / "python", "-m", "pytest", *select, *tests),
-        ("page", "make", "--no-print-directory", "docs"),
     ]
-    if not shutil.which("npm"):
-        print(f"{jobs.pop()[0]}: not built, it needs npm (Node.js)")
+    if files[-1:] == [f"benchmarks/{c.name}.py"]:
+        jobs.append(("benchmark's imports", BIN / "python", "-c", IMPORT.format(c.name)))
+    if os.environ.get("PAGE") == "0":
+        print("page: not built, PAGE is 0")
+    elif not shutil.which("npm"):
+        print("page: not built, it needs npm (Node.js)")
+    else:
+        jobs.append(("page", "make", "--no-print-directory", "docs"))
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     environment["PONDERLEARN_DOCS_DRAFT"] = "1"
     with ThreadPoolExecutor(2) as pool:
         passed = list(pool.map(lambda job: step(*job, **environment), jobs))
+    shows = "bench_table(" in (ROOT / path).read_text(encoding="utf-8")
+    if shows and not (ROOT / "results" / f"bench-{c.name}.json").exists():
+        print(f"bench_table needs a file: .venv-bench/bin/python benchmarks/{c.name}.py writes it")
     sys.exit(not all(passed))
 
 
@@ -135,5 +162,6 @@ if __name__ == "__main__":
     try:
         row = chapter(sys.argv[2])
     except ValueError as error:
-        sys.exit(str(error))
+        table = "its row in ponderlearn/catalogue.toml: CONTRIBUTING.md, step 1"
+        sys.exit(f"{error}\nA new chapter first needs {table}")
     {"new": new, "check": check}[sys.argv[1]](row)

@@ -53,9 +53,11 @@ def entry(row: dict, of: dict) -> dict:
 
 
 def problems(rows: list[dict], of: dict) -> list[str]:
-    "What is missing in the table or no longer true, as lines that say what to do."
+    """What is missing in the table or no longer true, as lines that say what to do.
+
+    What is missing comes first, as lines to copy below the header of their chapter."""
     kinds, whys = ([x["key"] for x in of[k]] for k in ("kind", "why"))
-    found, failed, seen = [], set(), {}
+    copy, found, failed, seen = {}, [], set(), {}
     for row in rows:
         key = (row["chapter"], row["claim"])
         seen.setdefault(key, row)
@@ -65,7 +67,8 @@ def problems(rows: list[dict], of: dict) -> list[str]:
         own, key = entry(row, of), toml_text(claim)
         why = f', why = "{"|".join(whys)}"' if (chapter, claim) in failed else ""
         if own.get("kind") not in kinds or (why and own.get("why") not in whys):
-            found.append(f'[claims.{chapter}] needs: {key} = {{ kind = "{"|".join(kinds)}"{why} }}')
+            line = f'{key} = {{ kind = "{"|".join(kinds)}"{why} }}'
+            copy.setdefault(f"[claims.{chapter}]", []).append(line)
         elif own.get("why") and not why:
             found.append(f"[claims.{chapter}] {key}: it has not failed, take its `why` away")
     for chapter, own in of["claims"].items():
@@ -80,7 +83,7 @@ def problems(rows: list[dict], of: dict) -> list[str]:
             for chapter, claim in why["examples"]
             if (chapter, claim) not in seen
         ]
-    return found
+    return [line for header, own in copy.items() for line in (header, *own)] + found
 
 
 def toml_text(s: str) -> str:
