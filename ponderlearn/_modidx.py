@@ -1371,8 +1371,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                      'ponderlearn/explain/stylex.py'),
                                             'ponderlearn.explain.stylex._encoded': ( 'nbs/05_explain/stylex.html#_encoded',
                                                                                      'ponderlearn/explain/stylex.py'),
-                                            'ponderlearn.explain.stylex._finite': ( 'nbs/05_explain/stylex.html#_finite',
-                                                                                    'ponderlearn/explain/stylex.py'),
                                             'ponderlearn.explain.stylex._first_order': ( 'nbs/05_explain/stylex.html#_first_order',
                                                                                          'ponderlearn/explain/stylex.py'),
                                             'ponderlearn.explain.stylex._generator_terms': ( 'nbs/05_explain/stylex.html#_generator_terms',

@@ -24,6 +24,7 @@ from ponderlearn._check import (
     check_bool,
     check_callable,
     check_choice,
+    check_finite,
     check_generator,
     check_input,
     check_int,
@@ -371,14 +372,8 @@ def style_range(
 def _latents(w, rows: int | str = "N") -> Tensor:
     "Latents, checked where they enter."
     check_tensor(w, "w", (rows, "w_dim"), kind="float", nonempty=True)
-    return _finite(w, "w")
-
-
-def _finite(x: Tensor, argument: str) -> Tensor:
-    "`x`; ValueError for NaN, infinity, or a tensor without values."
-    check(x.device.type != "meta", argument, "hold values", "a tensor on meta")
-    check(bool(x.isfinite().all()), argument, "hold finite values", "NaN or infinity")
-    return x
+    check_finite(w, "w")
+    return w
 
 
 def _styles(image_generator, w: Tensor) -> Tensor:
@@ -394,7 +389,8 @@ def _range(lo, hi, styles: Tensor) -> None:
     "Ends that fit the styles."
     K = styles.shape[1]
     for end, name in ((lo, "lo"), (hi, "hi")):
-        _finite(check_input(end, name, (K,), like=styles), name)
+        check_input(end, name, (K,), like=styles)
+        check_finite(end, name)
     check(bool((lo <= hi).all()), "lo", "not exceed hi", "a coordinate where it does")
 
 
@@ -445,7 +441,7 @@ def attfind(
     >>> [(a.coord, a.direction) for a in attfind(effects)]
     [(0, 1), (1, -1)]"""
     check_tensor(effects, "effects", ("N", 2, "K"), kind="float", nonempty=True)
-    _finite(effects, "effects")
+    check_finite(effects, "effects")
     n_attributes = check_int(n_attributes, "n_attributes", low=1)
     threshold = check_number(max_image_effect, "max_image_effect", low=0, open_low=True)
     min_fraction = check_number(min_fraction, "min_fraction", low=0, high=1)
@@ -477,7 +473,7 @@ def rank_for_image(
     >>> [a.coord for a in rank_for_image(torch.tensor([[0.0, 0.1, 0.0], [0.5, 0.0, 0.2]]), k=2)]
     [0, 2]"""
     check_tensor(effects, "effects", (2, "K"), kind="float", nonempty=True)
-    _finite(effects, "effects")
+    check_finite(effects, "effects")
     k = check_int(k, "k", low=1)
     best, side = at_least_float32(effects).max(0)
     order = best.argsort(descending=True, stable=True)[:k].tolist()
@@ -657,7 +653,7 @@ def realism_check(
     check_callable(feature_fn, "feature_fn", "feature_fn(images) -> features (B, d)")
     check_tensor(real, "real", ("n", "C", "H", "W"), kind="float", nonempty=True)
     check(len(real) > 1, "real", "have at least 2 images", real)
-    _finite(real, "real")
+    check_finite(real, "real")
     quantile = check_number(quantile, "quantile", low=0, high=1, open_low=True)
 
     def features(images: Tensor, d: int | str = "d") -> Tensor:
