@@ -188,7 +188,7 @@ class TrainedStylEx(NamedTuple):
 
     encoder: nn.Module  # with averaged weights if `ema_decay` was given
     image_generator: nn.Module  # likewise
-    history: dict[str, Tensor]  # each term, (steps,), without its weight
+    history: dict[str, Tensor]  # each term, (steps,), without its weight; "discriminator" with R1
 
 
 class _Terms(NamedTuple):
