@@ -118,6 +118,8 @@ test-lowest: ## pytest and the first chapter with the lowest versions that setti
 test-newest: ## pytest and the first chapter with the newest versions on the package index
 	@[ -x .venv-newest/bin/python ] || { $(call find_python,$(ANY_PYTHON)); \
 	"$$python" -m venv .venv-newest; }
+	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) --upgrade --no-deps torch
+	@.venv-newest/bin/python tools/lowest.py no-cuda
 	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager \
 	-e '.[lab]' pytest pytest-xdist hypothesis
 	@$(ONE_THREAD) .venv-newest/bin/python $(VERSIONS_TEST)
