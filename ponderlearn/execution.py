@@ -137,6 +137,7 @@ def _client(nb, folder):
         nb,
         km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
         timeout=None,
+        startup_timeout=600,  # seconds: a kernel starts slowly on a busy machine
         resources={"metadata": {"path": str(folder)}},
         store_widget_state=True,
         coalesce_streams=True,
