@@ -7,7 +7,6 @@ from statistics import median
 from typing import NamedTuple
 
 import held
-from docutils import nodes
 
 from ponderlearn.catalogue import CATALOGUE, PARTS, read_json
 from ponderlearn.records import number
@@ -183,6 +182,7 @@ def slower(found: list[Bench], href) -> str:
 
 
 def setup(app):
+    from docutils import nodes
     from pages import Html, doc_of, raw, titled
 
     class Speed(Html):
