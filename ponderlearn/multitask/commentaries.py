@@ -43,7 +43,8 @@ def _grad(outputs, inputs: list[Tensor], weights=None, *, create_graph: bool = F
         return torch.cat([torch.zeros_like(x).flatten() for x in inputs])
     how = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
     found = torch.autograd.grad(outputs, inputs, weights, **how)
-    return torch.cat([g.flatten() for g in found]) if len(found) > 1 else found[0].flatten()
+    flat = torch.cat([g.flatten() for g in found])
+    return flat if create_graph else flat.detach()  # PyTorch 2.6 gives zeros a gradient
 
 
 def _split(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
