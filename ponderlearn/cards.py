@@ -159,7 +159,7 @@ def _fold(row: dict) -> str:
     "What is folded under a claim: rule, seeds, p-value and remark."
     parts = [f"Holds if {row['rule']}"]
     parts += [f"{row['n_seeds']} seeds"] if row["n_seeds"] is not None else []
-    parts += [f"p = {number(row['p'])}"] if row["p"] is not None else []
+    parts += [f"p = {number(row['p'])} (two-sided)"] if row["p"] is not None else []
     return "; ".join([*parts, *([row["note"]] if row["note"] else [])])
 
 # %% ../nbs/00_foundations/04_cards.ipynb #6b641430
@@ -185,7 +185,7 @@ def bench_table(
     name = _row(chapter, "chapter").name
     file = catalogue.course_root() / "results" / f"bench-{name}.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: make bench measures it")
+        raise FileNotFoundError(f"{file} is missing: benchmarks/{name}.py writes it")
     found = read_json(file)
     try:
         lines = [_speed(row) for row in found["rows"]]

@@ -25,7 +25,7 @@ from ponderlearn._check import (
     check_tensor,
     need,
 )
-from .data import check_labels, check_values
+from .data import check_labels, check_range
 from .records import number
 
 # %% ../nbs/00_foundations/09_metrics.ipynb #9f44f8fe
@@ -165,7 +165,7 @@ def _probe_data(
     for part, (z, y) in named.items():
         check_tensor(z, f"z_{part}", (f"n_{part}", "d"), kind="float", nonempty=True, sizes=sizes)
         check_tensor(y, f"y_{part}", (f"n_{part}",), kind="integer", sizes=sizes)
-        check_values(z, f"z_{part}")
+        check_range(z, f"z_{part}")
         check_labels(y, f"y_{part}")
     several = len(y_train.unique()) > 1
     check(several, "y_train", "hold at least 2 classes", f"only class {int(y_train[0])}")
@@ -183,7 +183,7 @@ def linear_probe(
     y_test: Tensor,  # their classes, integer (n_test,)
     *,
     method: str = "logistic",  # "logistic" or "ridge": classifier
-    penalty: float = 1.0,  # weight of the squared norm of the classifier's weights, > 0
+    l2_weight: float = 1.0,  # weight of the squared norm of the classifier's weights, > 0
 ) -> float:
     """Accuracy on the test part of a linear classifier of standardized features; no randomness in
     it.
@@ -193,13 +193,13 @@ def linear_probe(
     1.0"""
     x, y, x_test, y_test = _probe_data(z_train, y_train, z_test, y_test)
     check_choice(method, "method", ("logistic", "ridge"))
-    penalty = check_number(penalty, "penalty", low=0, open_low=True)
+    l2_weight = check_number(l2_weight, "l2_weight", low=0, open_low=True)
     linear = need("sklearn.linear_model")
     scaler = need("sklearn.preprocessing").StandardScaler().fit(x)
     if method == "ridge":
-        model = linear.RidgeClassifier(penalty)
+        model = linear.RidgeClassifier(l2_weight)
     else:
-        model = linear.LogisticRegression(C=1 / penalty, max_iter=1000)
+        model = linear.LogisticRegression(C=1 / l2_weight, max_iter=1000)
     return float(model.fit(scaler.transform(x), y).score(scaler.transform(x_test), y_test))
 
 # %% ../nbs/00_foundations/09_metrics.ipynb #283f9131
@@ -258,7 +258,7 @@ def reliability(
     check_labels(labels, n_classes=sizes["K"])
     n_bins = check_int(n_bins, "n_bins", low=1)
     check_choice(kind, "kind", ("width", "mass"))
-    p = check_values(probabilities, "probabilities", low=0).detach().cpu().double()
+    p = check_range(probabilities, "probabilities", low=0).detach().cpu().double()
     off, tolerance = (
         (p.sum(1) - 1).abs().max().item(),
         1e-3 if probabilities.dtype.itemsize >= 4 else 2e-2,
@@ -329,7 +329,7 @@ def detection_scores(
     check_bool(higher_means_flipped=higher_means_flipped)
     wrong = flipped.cpu().numpy()
     check(0 < wrong.sum() < len(wrong), "flipped", "hold True and False", f"all {bool(wrong[0])}")
-    s = check_values(scores, "scores").detach().cpu().double().numpy()
+    s = check_range(scores, "scores").detach().cpu().double().numpy()
     s = s if higher_means_flipped else -s
     found = need("sklearn.metrics")
     auc = found.roc_auc_score(wrong, s)
@@ -343,7 +343,7 @@ def _two_sets(real, fake, least: int) -> list[Tensor]:
         x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
         check_tensor(x, name, (f"n_{name[:4]}", "d"), kind="float", nonempty=True, sizes=sizes)
         check(len(x) >= least, name, f"have at least {least} rows", x)
-        found.append(check_values(x, name).detach().cpu().double())
+        found.append(check_range(x, name).detach().cpu().double())
     return found
 
 

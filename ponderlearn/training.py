@@ -845,12 +845,12 @@ def fit_noisy(
     >>> x, y = torch.randn(8, 3), torch.arange(8) % 2
     >>> fit_noisy(noisy_network(3, 2, seed=0), x, y, seed=0, epochs=2, batch_size=4).last["step"]
     4"""
-    from ponderlearn.data import check_values, minibatches  # data imports this module
+    from ponderlearn.data import check_range, minibatches  # data imports this module
 
     check(isinstance(model, nn.Module), "model", "be a torch.nn.Module", model, TypeError)
     check_input(x, "x", like=next(model.parameters(), x), nonempty=True)
     check(x.ndim > 0, "x", "have an axis of samples", x)
-    check_values(x, "x")
+    check_range(x, "x")
     check_tensor(labels, "labels", (len(x),), kind="integer")
     seed, epochs = check_int(seed, "seed", low=0), check_int(epochs, "epochs", low=1)
     check(isinstance(drops, (tuple, list)), "drops", "be a tuple of epochs", drops, TypeError)
@@ -1053,10 +1053,10 @@ def feature_network(
     >>> x, y = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
     >>> feature_network(x, y, steps=2).features(x).shape
     torch.Size([20, 32])"""
-    from ponderlearn.data import check_labels, check_values, minibatches  # see fit_noisy
+    from ponderlearn.data import check_labels, check_range, minibatches  # see fit_noisy
 
     check_tensor(images, "images", ("n", "C", "H", "W"), kind="float", nonempty=True)
-    images = check_values(images, "images").to(torch.promote_types(images.dtype, torch.float32))
+    images = check_range(images, "images").to(torch.promote_types(images.dtype, torch.float32))
     check_tensor(labels, "labels", (len(images),), kind="integer", like=images)
     check_labels(labels)
     check_sizes(n_features=n_features)

@@ -583,7 +583,7 @@ def test_commit(course, done, ran):
     view = nb["cells"][3]["outputs"][0]["data"]["application/vnd.jupyter.widget-view+json"]
     assert shown.count("Stored:") == 2 and view["model_id"] in state
     assert "Results only" not in shown
-    assert nb["metadata"]["language_info"] == execution.LANGUAGE
+    assert nb["metadata"]["language_info"] == execution._LANGUAGE
     assert nb["metadata"]["ponderlearn"] == ran.run and ran.run["fingerprint"] == fingerprint(nb)
     assert course.results["runs"] == [ran.run] and len(course.results["claims"]) == 1
 

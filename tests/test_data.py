@@ -1,5 +1,6 @@
 """Data: splits, loaders against their sources, files that lie, batches as pure functions."""
 
+import colorsys
 import gzip
 import hashlib
 import os
@@ -16,9 +17,10 @@ from ponderlearn.data import (
     Vocabulary,
     check_images,
     check_labels,
-    check_values,
+    check_range,
     digits,
     flip_labels,
+    hue_to_rgb,
     minibatches,
     mnist,
     noisy_digits,
@@ -59,14 +61,14 @@ def test_values_name_the_first_bad_one():
     x = torch.zeros(2, 3)
     x[1, 2], x[1, 0] = float("inf"), float("nan")
     with pytest.raises(ValueError, match=r"^x must hold finite values, got nan at index \(1, 0\)$"):
-        check_values(x, "x")
+        check_range(x, "x")
     with pytest.raises(ValueError, match=r"^x must hold values >= 1, got 0 at index \(0, 0\)$"):
-        check_values(x, "x", low=1)
+        check_range(x, "x", low=1)
     with pytest.raises(ValueError, match=r"^x must hold values <= -1, got 0 at index \(0, 0\)$"):
-        check_values(x, "x", high=-1)
+        check_range(x, "x", high=-1)
     with pytest.raises(TypeError, match=r"^x must be a tensor of float dtype, got an int64 tensor"):
-        check_values(torch.arange(3), "x")
-    assert check_values(torch.zeros(()), "x").ndim == 0
+        check_range(torch.arange(3), "x")
+    assert check_range(torch.zeros(()), "x").ndim == 0
 
 
 def test_images_and_labels():
@@ -383,8 +385,8 @@ def test_the_originals_are_known_by_their_sums(tmp_path, monkeypatch):
     for path in tmp_path.iterdir():
         raw = gzip.decompress(path.read_bytes()) if path.suffix else path.read_bytes()
         sums[path.name.removesuffix(".gz")] = hashlib.sha256(raw).hexdigest()
-    assert sums.keys() == data.MNIST_SHA256.keys()
-    monkeypatch.setattr(data, "MNIST_SHA256", sums)
+    assert sums.keys() == data._MNIST_SHA256.keys()
+    monkeypatch.setattr(data, "_MNIST_SHA256", sums)
     full = mnist(tmp_path, size=4)
     assert [len(p.y) for p in full[:3]] == [55_000, 5000, 10_000]
     assert torch.equal(full.test.y, torch.arange(10_000) % 10) and full.license == "CC BY-SA 3.0"
@@ -773,10 +775,21 @@ def _half(pixels, factors, shape):
     return (v < 0.8) & (2 * abs(u) < v + 1.2)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-3, 3))
+def test_hue_as_in_the_standard_library(hue):
+    found = hue_to_rgb(torch.tensor([hue], dtype=torch.float64))[0].tolist()
+    assert found == pytest.approx(colorsys.hsv_to_rgb(hue % 1, 1, 1), abs=1e-9)
+
+
+def test_hue_at_known_places():
+    found = hue_to_rgb(torch.tensor([0, 1 / 3, 2 / 3, 1 / 6, 1], dtype=torch.float64))
+    wanted = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 0]])
+    assert torch.allclose(found, wanted.double(), atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [0, 1, 2])
 def test_sprites_agree_with_a_rasterizer_away_from_the_border(shape):
-    import colorsys
-
     drawn = sprites(20, size=64, generator=generator(shape))
     factors = drawn.factors.double()
     x = render_sprites(factors, torch.full((20,), shape), size=64)

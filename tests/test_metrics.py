@@ -274,7 +274,7 @@ def test_linear_probe_is_scikit_learns():
         ("logistic", LogisticRegression(C=1 / 3, max_iter=1000)),
     ):
         want = make_pipeline(StandardScaler(), model).fit(*arrays[:2]).score(*arrays[2:])
-        got = linear_probe(*parts, method=method, penalty=3.0)
+        got = linear_probe(*parts, method=method, l2_weight=3.0)
         assert type(got) is float and got == pytest.approx(want, abs=0.004) and got > 0.9
 
 
@@ -306,7 +306,7 @@ def test_ridge_probe_by_its_closed_form():
         a.T @ a + 2.5 * torch.eye(a.shape[1], dtype=torch.float64), a.T @ targets
     )
     guess = (b @ weights + targets.mean(0)).argmax(1)
-    assert linear_probe(z, y, z_test, y_test, method="ridge", penalty=2.5) == pytest.approx(
+    assert linear_probe(z, y, z_test, y_test, method="ridge", l2_weight=2.5) == pytest.approx(
         (guess == y_test).double().mean().item()
     )
 
@@ -367,8 +367,8 @@ def test_probes_refuse_their_own_arguments():
         knn_probe(*parts, n_neighbors=31)
     with pytest.raises(ValueError, match=r"^method must be one of 'logistic', 'ridge', got svm$"):
         linear_probe(*parts, method="svm")
-    with pytest.raises(ValueError, match=r"^penalty must lie in \(0, inf\), got 0\.0$"):
-        linear_probe(*parts, penalty=0)
+    with pytest.raises(ValueError, match=r"^l2_weight must lie in \(0, inf\), got 0\.0$"):
+        linear_probe(*parts, l2_weight=0)
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -334,7 +334,7 @@ def test_stored_pictures_of_a_notebook_are_few_and_described(path):
         if model["model_name"] == "HTMLModel"
     ]
     pages = [page for page in pages if "data:image/webp" in page]
-    assert len(pages) <= viz.MOST_PICTURES
+    assert len(pages) <= viz._MOST_PICTURES
     assert all(re.search('alt="[^"]+"', page) for page in pages)
 
 

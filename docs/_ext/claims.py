@@ -163,7 +163,7 @@ def line(r: dict, address: str | None) -> str:
 def here(r: dict) -> str:
     "What was measured, with its interval and its p-value where there is one."
     text = escape(measured(r))
-    return text if r.get("p") is None else f"{text}, p = {escape(number(r['p']))}"
+    return text if r.get("p") is None else f"{text}, p = {escape(number(r['p']))} (two-sided)"
 
 
 def run(r: dict) -> str:

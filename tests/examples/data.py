@@ -33,8 +33,8 @@ def first(make):
 
 
 EXAMPLES = {
-    "check_values": lambda: Call(
-        data.check_values,
+    "check_range": lambda: Call(
+        data.check_range,
         x=free(torch.rand(3, 4), "half", "float64"),
         argument=words("x"),
         low=ok(-1.0, -1, 0, 1.5, 10**30),
@@ -106,6 +106,7 @@ EXAMPLES = {
         kind="next",
         seed=ok(1, 0),
     ),
+    "hue_to_rgb": lambda: Call(data.hue_to_rgb, hue=free(torch.rand(4))),
     "render_sprites": lambda: Call(
         data.render_sprites,
         factors=ok(torch.rand(4, 6), "half", "float64"),

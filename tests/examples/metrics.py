@@ -43,7 +43,7 @@ EXAMPLES = {
         labels=ok(labels(4), "meta"),
     ),
     "linear_probe": lambda: probe(
-        metrics.linear_probe, method="ridge", penalty=ok(1.0, 1.5, 10**30)
+        metrics.linear_probe, method="ridge", l2_weight=ok(1.0, 1.5, 10**30)
     ),
     "linear_probe, logistic": lambda: probe(metrics.linear_probe, method="logistic"),
     "knn_probe": lambda: probe(metrics.knn_probe, n_neighbors=3, normalize=True),

@@ -203,7 +203,7 @@ def test_a_row_keeps_its_provenance():
         "✗ does not hold",
         "claim 0 & more",
         "2 points",
-        "1.5 points [1, 2], p = 0.02",
+        "1.5 points [1, 2], p = 0.02 (two-sided)",
         "5",
         "the interval < 3",
         "full, cpu, PyTorch 2.13.0, 2026-11-21",
