@@ -55,6 +55,11 @@ class Html(SphinxDirective):
         for file in (Path(self.env.srcdir) / "results").glob("*.json"):
             self.env.note_dependency(str(file))
 
+    def named(self, c) -> nodes.Node:
+        "The chapter's short name, a link where it has a page."
+        name, doc = nodes.Text(c.short), doc_of(c)
+        return nodes.reference("", "", name, refuri=self.link(doc), internal=True) if doc else name
+
     def run(self):
         return [raw(self.html())]
 
@@ -267,12 +272,10 @@ class Results(Html):
 
     def chapter(self, c, rows: list[dict]) -> nodes.section:
         doc, labels = doc_of(c), {}
-        name = nodes.Text(c.short)
         if doc:
             source = Path(self.env.srcdir) / c.notebook
             labels = anchors(source) if source.exists() else {}
-            name = nodes.reference("", "", name, refuri=self.link(doc), internal=True)
-        section = titled(f"claims-{c.name}", name)
+        section = titled(f"claims-{c.name}", self.named(c))
 
         def link(row):
             return doc and self.link(doc, labels.get(row.get("cell") or "", ""))

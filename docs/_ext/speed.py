@@ -183,7 +183,7 @@ def slower(found: list[Bench], href) -> str:
 
 def setup(app):
     from docutils import nodes
-    from pages import Html, doc_of, raw, titled
+    from pages import Html, raw, titled
 
     class Speed(Html):
         "A directive on all benchmarks."
@@ -213,10 +213,7 @@ def setup(app):
             return sections
 
         def chapter(self, b):
-            c, name = b.chapter, nodes.Text(b.chapter.short)
-            if doc_of(c):
-                name = nodes.reference("", "", name, refuri=self.link(doc_of(c)), internal=True)
-            section = titled(f"speed-{c.name}", name)
+            section = titled(f"speed-{b.chapter.name}", self.named(b.chapter))
             section += raw(table(b))
             return section
 
