@@ -118,9 +118,9 @@ def linear_attention_step(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One step of causal attention (perf-causal): the output (..., e) and the new state.
 
-    Features from `softmax_features(..., is_causal=True)`, or `relu_features`. In float32 at least; the
-    output has the value's dtype, and is 0 where the denominator is. TypeError for dtypes that are
-    not floating or a state that is no pair, ValueError for shapes.
+    Features from `softmax_features(..., is_causal=True)`, or `relu_features`. In float32 at least;
+    the output has the value's dtype, and is 0 where the denominator is. TypeError for dtypes that
+    are not floating or a state that is no pair, ValueError for shapes.
 
     >>> out, state = linear_attention_step(None, torch.ones(3), torch.ones(3), torch.ones(2))
     >>> linear_attention_step(state, torch.ones(3), torch.ones(3), torch.zeros(2))[0]
