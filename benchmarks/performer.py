@@ -65,8 +65,8 @@ def sums(L: int, repeats: int) -> list[dict]:
     fast = peer.FastAttention(D, M, causal=True)
     fast.projection_matrix.copy_(omega)
     a, b = (
-        softmax_features(q, omega, role="query", causal=True),
-        softmax_features(k, omega, causal=True),
+        softmax_features(q, omega, role="query", is_causal=True),
+        softmax_features(k, omega, is_causal=True),
     )
     with torch.no_grad():
         ours, theirs = linear_attention(a, b, v, is_causal=True), fast.causal_linear_fn(a, b, v)
@@ -115,7 +115,7 @@ def training(L: int, repeats: int) -> dict:
 def loop(repeats: int) -> dict:
     "Causal sums beside one step after the other."
     q, k, v, omega = inputs(1, 2, 1024)
-    a, b = softmax_features(q, omega, causal=True), softmax_features(k, omega, causal=True)
+    a, b = softmax_features(q, omega, is_causal=True), softmax_features(k, omega, is_causal=True)
 
     def steps():
         state = None
