@@ -20,6 +20,7 @@ from ponderlearn._check import (
     check,
     check_bool,
     check_choice,
+    check_finite,
     check_int,
     check_number,
     check_tensor,
@@ -58,7 +59,7 @@ def _check_init(init, n: int, m: int, cost: Tensor) -> list[Tensor]:
     check(pair, "init", "be a pair (f, g) of tensors", init, TypeError)
     for x, size in zip(init, (n, m), strict=True):
         check_tensor(x, "init", (..., size), kind="float", like=cost, nonempty=True)
-        check(bool(x.isfinite().all()), "init", "be finite", "infinity or NaN")
+        check_finite(x, "init")
     return [x.detach().to(cost.dtype) for x in init]
 
 
@@ -93,7 +94,7 @@ def exact_plan(
         if w is not None:
             check_tensor(w, name, (size,), kind="float", like=cost)
     cost = cost.detach().double().cpu()
-    check(bool(cost.isfinite().all()), "cost", "be finite", "infinity or NaN")
+    check_finite(cost, "cost")
     optimize, sparse = need("scipy.optimize"), need("scipy.sparse")
     if a is None and b is None and n == m:
         rows, columns = optimize.linear_sum_assignment(cost.numpy())
@@ -533,6 +534,6 @@ def sinkhorn_divergence_points(
     tensor(0.2500)"""
     between = point_cost(x, y, p=p)
     for points, name in ((x, "x"), (y, "y")):
-        check(bool(points.isfinite().all()), name, "be finite", "infinity or NaN")
+        check_finite(points, name)
     costs = between, point_cost(x, x, p=p), point_cost(y, y, p=p)
     return sinkhorn_divergence(*costs, a, b, **options)
