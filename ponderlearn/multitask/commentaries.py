@@ -233,11 +233,11 @@ def _sgd(theta: list[Tensor], slope: list[Tensor], state: list, step: int, lr: f
 
 def _adam(theta: list[Tensor], slope: list[Tensor], state: list, step: int, lr: float) -> tuple:
     "A step of Adam, on one vector; its constant inside the root, whose slope is then finite at 0."
-    (m, v), (a, b), (theta,), (slope,) = state, _BETAS, theta, slope
-    m = torch.lerp(m, slope, 1 - a)
-    v = torch.addcmul(b * v, slope, slope, value=1 - b)
-    root = (v / (1 - b ** (step + 1)) + _EPS**2).sqrt()
-    return [torch.addcdiv(theta, m, root, value=-lr / (1 - a ** (step + 1)))], [m, v]
+    (m, v), (beta1, beta2), (theta,), (slope,) = state, _BETAS, theta, slope
+    m = torch.lerp(m, slope, 1 - beta1)
+    v = torch.addcmul(beta2 * v, slope, slope, value=1 - beta2)
+    root = (v / (1 - beta2 ** (step + 1)) + _EPS**2).sqrt()
+    return [torch.addcdiv(theta, m, root, value=-lr / (1 - beta1 ** (step + 1)))], [m, v]
 
 
 _UPDATES = {"sgd": (_sgd, 0), "adam": (_adam, 2)}  # the update, vectors that it remembers

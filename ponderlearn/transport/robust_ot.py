@@ -27,10 +27,9 @@ from ponderlearn._check import (
     check_number,
     check_returns,
     check_tensor,
-    need,
 )
 from .._nested import at_least_float32
-from .sinkhorn import sinkhorn
+from .sinkhorn import _linear_program, sinkhorn
 
 _DIVERGENCES = "chi2", "kl", "tv"
 
@@ -245,15 +244,10 @@ def _conjugate(cost: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 def _exact(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "Plan and potentials of a transport without entropy, by SciPy's linear programs."
-    optimize, sparse = need("scipy.optimize"), need("scipy.sparse")
-    n, m = cost.shape
-    sums = [sparse.kron(sparse.eye(n), [[1] * m]), sparse.kron([[1] * n], sparse.eye(m))]
-    target = torch.cat([a / a.sum(), b / b.sum()])[1:]  # the rest implies the first
-    costs, target = (x.double().cpu().numpy() for x in (cost.flatten(), target))
-    found = optimize.linprog(costs, A_eq=sparse.vstack(sums).tocsr()[1:], b_eq=target)
+    found = _linear_program(cost, a, b)
     plan, slopes = (torch.as_tensor(x).to(cost) for x in (found.x, found.eqlin.marginals))
-    f, g = _conjugate(cost, slopes[n - 1 :])
-    return plan.reshape(n, m), f, g
+    f, g = _conjugate(cost, slopes[len(a) - 1 :])
+    return plan.reshape(cost.shape), f, g
 
 # %% ../../nbs/08_transport/01_robust_ot.ipynb #2ec24f35
 #| code-fold: true

@@ -95,7 +95,7 @@ def exact_plan(
             check_tensor(w, name, (size,), kind="float", like=cost)
     cost = cost.detach().double().cpu()
     check_finite(cost, "cost")
-    optimize, sparse = need("scipy.optimize"), need("scipy.sparse")
+    optimize = need("scipy.optimize")
     if a is None and b is None and n == m:
         rows, columns = optimize.linear_sum_assignment(cost.numpy())
         plan = torch.zeros_like(cost)
@@ -103,11 +103,17 @@ def exact_plan(
         return plan
     check(n * m <= 250_000, "cost", "have at most 250 000 entries", cost)
     a, b = (_check_weights(w, *of) for w, *of in ((a, "a", n, cost), (b, "b", m, cost)))
+    return torch.as_tensor(_linear_program(cost, a, b).x, device="cpu").reshape(n, m)
+
+
+def _linear_program(cost: Tensor, a: Tensor, b: Tensor):
+    "What SciPy finds for the transport without entropy: plan and slopes, flat."
+    optimize, sparse = need("scipy.optimize"), need("scipy.sparse")
+    n, m = cost.shape
     sums = [sparse.kron(sparse.eye(n), [[1] * m]), sparse.kron([[1] * n], sparse.eye(m))]
     target = torch.cat([a / a.sum(), b / b.sum()])[1:]  # the rest implies the first
-    sums = sparse.vstack(sums).tocsr()[1:]
-    found = optimize.linprog(cost.flatten().numpy(), A_eq=sums, b_eq=target.numpy())
-    return torch.as_tensor(found.x, device="cpu").reshape(n, m)
+    costs, target = (x.double().cpu().numpy() for x in (cost.flatten(), target))
+    return optimize.linprog(costs, A_eq=sparse.vstack(sums).tocsr()[1:], b_eq=target)
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #26f10829
 #| code-fold: true
