@@ -1296,7 +1296,7 @@ class TaskScores(NamedTuple):
 
 @torch.no_grad()
 def score_tasks(
-    model: Callable,  # model(x, task=i) -> logits (B, ..., K): a SupSup, or what you compare it with
+    model: Callable,  # model(x, task=i) -> logits (B, ..., K): a SupSup, or what you set beside it
     tasks: Sequence,  # n pairs (x, labels), in the order of their numbers
     *,
     before: Sequence[TaskScores] = (),  # what earlier calls returned, after fewer tasks
