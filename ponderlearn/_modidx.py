@@ -3103,6 +3103,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                                  'ponderlearn/transport/sinkhorn.py'),
                                                 'ponderlearn.transport.sinkhorn._error': ( 'nbs/08_transport/sinkhorn.html#_error',
                                                                                            'ponderlearn/transport/sinkhorn.py'),
+                                                'ponderlearn.transport.sinkhorn._linear_program': ( 'nbs/08_transport/sinkhorn.html#_linear_program',
+                                                                                                    'ponderlearn/transport/sinkhorn.py'),
                                                 'ponderlearn.transport.sinkhorn._log': ( 'nbs/08_transport/sinkhorn.html#_log',
                                                                                          'ponderlearn/transport/sinkhorn.py'),
                                                 'ponderlearn.transport.sinkhorn._log_step': ( 'nbs/08_transport/sinkhorn.html#_log_step',

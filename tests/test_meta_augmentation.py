@@ -26,7 +26,7 @@ from ponderlearn.multitask.meta_augmentation import (
     support_shuffle_gap,
 )
 
-MODES = "non_me", "intrashuffle", "intershuffle"
+KINDS = "non_me", "intrashuffle", "intershuffle"
 
 
 def seeded(seed=0):
@@ -53,13 +53,13 @@ def classes_of(n_classes=10, n_each=6):
     ],
 )
 def test_counts(n_classes, n_way, counts):
-    assert tuple(count_tasks(n_classes, n_way, mode) for mode in MODES) == counts
+    assert tuple(count_tasks(n_classes, n_way, kind) for kind in KINDS) == counts
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_episodes(mode):
+@pytest.mark.parametrize("kind", KINDS)
+def test_episodes(kind):
     x, y = classes_of()
-    e = sample_episodes(x, y, 3, 2, 4, 500, mode, generator=seeded())
+    e = sample_episodes(x, y, 3, 2, 4, 500, kind, generator=seeded())
     assert e.x_s.shape == (500, 6) and e.x_q.shape == (500, 12) and e.classes.shape == (500, 3)
     assert torch.equal(e.classes.gather(1, e.y_s), y[e.x_s])
     assert torch.equal(e.classes.gather(1, e.y_q), y[e.x_q])
@@ -68,9 +68,9 @@ def test_episodes(mode):
     assert all(len(set(row)) == 18 for row in rows.tolist())
     seen = {tuple(row) for row in e.classes.tolist()}
     groups = [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
-    if mode == "non_me":
+    if kind == "non_me":
         assert seen == set(groups)
-    elif mode == "intrashuffle":
+    elif kind == "intrashuffle":
         assert seen == {p for group in groups for p in permutations(group)}
     else:
         assert len(seen) > 300 and 9 in e.classes and all(len(set(s)) == 3 for s in seen)
@@ -95,7 +95,7 @@ def test_classes_of_unequal_size_and_any_number():
         sample_episodes(torch.arange(14), y, 2, 1, 3, 5)
     with pytest.raises(ValueError, match="n_way must be at most 3"):
         sample_episodes(torch.arange(14), y, 5, 1, 1, 5)
-    with pytest.raises(ValueError, match="mode must be one of"):
+    with pytest.raises(ValueError, match="kind must be one of"):
         sample_episodes(torch.arange(14), y, 2, 1, 1, 5, "inter")
 
 
@@ -133,7 +133,7 @@ def test_permutations():
 def test_shifts(scale, n_values, modulus, seed):
     g = seeded(seed)
     y_s, y_q = torch.rand(4, 3, 2, generator=g).double(), torch.rand(4, 5, 2, generator=g).double()
-    how = {"noise": "uniform" if n_values is None else "discrete", "n_values": n_values}
+    how = {"kind": "uniform" if n_values is None else "discrete", "n_values": n_values}
     new = shift_targets(y_s, y_q, scale=scale, modulus=modulus, generator=g, **how)
     assert new.epsilon.shape == (4,) and new.epsilon.dtype == torch.float64
     if n_values is None:
@@ -154,13 +154,13 @@ def test_shift_by_hand():
     y = torch.tensor([[0.0, 0.1, 0.5, 0.9]])
     keys = set()
     for seed in range(40):
-        how = {"noise": "discrete", "n_values": 4, "modulus": 1.0, "generator": seeded(seed)}
+        how = {"kind": "discrete", "n_values": 4, "modulus": 1.0, "generator": seeded(seed)}
         new = shift_targets(y, y, **how)
         keys.add(round(new.epsilon.item(), 2))
         if new.epsilon.item() == 0.75:
             torch.testing.assert_close(new.y_q, torch.tensor([[0.75, 0.85, 0.25, 0.65]]))
     assert keys == {0, 0.25, 0.5, 0.75}
-    one = shift_targets(y, y, noise="discrete", n_values=1)
+    one = shift_targets(y, y, kind="discrete", n_values=1)
     assert torch.equal(one.y_s, y) and torch.equal(one.epsilon, torch.zeros(1))
 
 
@@ -176,7 +176,7 @@ def test_support_and_query_share_the_key():
     a = shift_targets(y, y, generator=seeded(1))
     assert torch.equal(a.y_s, a.y_q) and len(a.epsilon.unique()) == 50
     with pytest.raises(ValueError, match="n_values must be given"):
-        shift_targets(y, y, noise="discrete")
+        shift_targets(y, y, kind="discrete")
     with pytest.raises(ValueError, match="n_values must be None"):
         shift_targets(y, y, n_values=3)
 

@@ -1,7 +1,6 @@
 """Robust transport: closed forms against solvers and numbers by hand, identities, certificates,
 gradients, dtypes, bad inputs."""
 
-import doctest
 import itertools
 import math
 import warnings
@@ -15,9 +14,8 @@ from scipy.optimize import minimize
 from torch import nn
 
 from ponderlearn.generative.gan import discriminator_loss
-from ponderlearn.transport import robust_ot as module
 from ponderlearn.transport.robust_ot import (
-    DIVERGENCES,
+    _DIVERGENCES,
     AveragedWeights,
     WeightNet,
     ball_weights,
@@ -81,10 +79,6 @@ def by_solver(s, rho, p, divergence):
     return found.fun
 
 
-def test_examples_in_docstrings():
-    assert doctest.testmod(module).failed == 0
-
-
 # ---- weights ----
 
 
@@ -140,7 +134,7 @@ def test_tv_agrees_with_a_linear_program():
     rho=st.floats(1e-6, 3),
     seed=st.integers(0, 10**6),
     ties=st.booleans(),
-    divergence=st.sampled_from(DIVERGENCES),
+    divergence=st.sampled_from(_DIVERGENCES),
 )
 def test_properties_of_weights(n, rho, seed, ties, divergence):
     s, p = randn(n, seed=seed), masses(n, seed)
@@ -169,7 +163,7 @@ def test_properties_of_weights(n, rho, seed, ties, divergence):
         assert m >= mean - (2 * rho * (p @ (s - mean).square()).item()) ** 0.5 - 1e-9
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", _DIVERGENCES)
 def test_limits_of_weights(divergence):
     s, p = randn(9), masses(9)
     how = {"divergence": divergence}
@@ -184,7 +178,7 @@ def test_limits_of_weights(divergence):
     assert bool((values.diff() <= 1e-12).all()) and bool((values.diff().diff() >= -1e-9).all())
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", _DIVERGENCES)
 def test_batches_of_weights(divergence):
     s, p = randn(2, 3, 6), masses(6)
     w = ball_weights(s, 0.3, p, divergence=divergence)
@@ -192,7 +186,7 @@ def test_batches_of_weights(divergence):
         assert torch.allclose(w[i, j], ball_weights(s[i, j], 0.3, p, divergence=divergence))
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", _DIVERGENCES)
 def test_examples_without_mass_do_not_count(divergence):
     s, p = f64(-5, 0, 1, 2, 9), f64(0, 0.25, 0.25, 0.5, 0)
     w = ball_weights(s, 0.1, p, divergence=divergence)
@@ -234,7 +228,7 @@ def test_rho_for_outliers():
     wanted = {0.05: 0.02632, 0.1: 0.05556, 0.2: 0.125, 0.3: 0.21429}
     for share, rho in wanted.items():
         assert rho_for_outliers(share) == pytest.approx(rho, abs=1e-5)
-    for divergence in DIVERGENCES:
+    for divergence in _DIVERGENCES:
         w = torch.cat([torch.zeros(3), torch.full((7,), 10 / 7)])
         size = weight_divergence(w, divergence=divergence).item()
         assert rho_for_outliers(0.3, divergence=divergence) == pytest.approx(size, abs=1e-6)
@@ -267,7 +261,7 @@ def test_radius_zero_is_sinkhorn():
     assert torch.equal(found.a, p) and torch.equal(found.b, q) and found.n_iter == 1
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", _DIVERGENCES)
 def test_transport_agrees_with_a_joint_solver(divergence):
     "SciPy on plan and marginals at once, one side and two."
     if divergence == "tv":
@@ -309,7 +303,7 @@ def test_transport_agrees_with_a_joint_solver(divergence):
     m=st.integers(4, 12),
     rho=st.floats(0.01, 0.2),
     seed=st.integers(0, 10**6),
-    divergence=st.sampled_from(DIVERGENCES),
+    divergence=st.sampled_from(_DIVERGENCES),
 )
 def test_properties_of_transport(n, m, rho, seed, divergence):
     cost = torch.cdist(randn(n, 2, seed=seed), randn(m, 2, seed=seed + 1))
@@ -461,10 +455,10 @@ def test_batch_weights(size):
 def test_weight_net():
     net = WeightNet(nn.Linear(3, 1))
     x = torch.randn(5, 3)
-    assert torch.equal(net(x), batch_weights(net.net(x)[:, 0]))
-    assert net.state_dict().keys() == {"net.weight", "net.bias"}
+    assert torch.equal(net(x), batch_weights(net.model(x)[:, 0]))
+    assert net.state_dict().keys() == {"model.weight", "model.bias"}
     net(x).square().sum().backward()
-    with pytest.raises(ValueError, match="x must be what net takes"):
+    with pytest.raises(ValueError, match="x must be what model takes"):
         net(torch.randn(5, 4))
 
 
@@ -515,7 +509,7 @@ def test_losses_compile_and_map():
 
 def test_averaged_weights():
     s = torch.randn(8, generator=seeded(0))
-    slow = AveragedWeights(8, 0.1, momentum=0.9)
+    slow = AveragedWeights(8, 0.1, decay=0.9)
     assert torch.equal(slow.weights, torch.ones(8))
     slow.update(s)
     assert torch.allclose(slow.weights, ball_weights(s, 0.1))
@@ -529,7 +523,7 @@ def test_averaged_weights():
     fresh.update(torch.tensor([1.0, 3.0]), torch.tensor([0, 1]))
     assert torch.allclose(fresh.weights, ball_weights(torch.tensor([1.0, 3.0, 2.0, 2.0]), 0.1))
     fresh.update(torch.tensor([torch.nan]), torch.tensor([0]))
-    with pytest.raises(ValueError, match="scores must be finite"):
+    with pytest.raises(ValueError, match="scores must hold finite values"):
         fresh.weights  # noqa: B018
 
 
@@ -537,7 +531,7 @@ def test_slow_weights_leave_outliers_to_a_critic_that_sees_them():
     "Learning: a linear critic trained on weighted scores, weights from averaged ones."
     x = torch.cat([randn(190, 2), randn(10, 2, seed=1) * 0.1 + f64(6, 6)]).float()
     fake = randn(200, 2, seed=2).float()
-    critic, slow = nn.Linear(2, 1), AveragedWeights(200, rho_for_outliers(0.05), momentum=0.5)
+    critic, slow = nn.Linear(2, 1), AveragedWeights(200, rho_for_outliers(0.05), decay=0.5)
     nn.init.zeros_(critic.weight)
     optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
     for _ in range(30):
@@ -565,7 +559,7 @@ def test_bad_inputs():
         ),
         (ValueError, "p must be non-negative", lambda: ball_weights(s, 0.1, f64(1.5, -0.5, 0))),
         (ValueError, r"p must have shape", lambda: ball_weights(s, 0.1, f64(0.5, 0.5))),
-        (ValueError, "scores must be finite", lambda: ball_weights(s / 0, 0.1)),
+        (ValueError, "scores must hold finite values", lambda: ball_weights(s / 0, 0.1)),
         (
             ValueError,
             "divergence must be one of 'chi2', 'kl', 'tv'",
@@ -574,7 +568,7 @@ def test_bad_inputs():
         (TypeError, "scores must be a tensor of float dtype", lambda: ball_weights(s.long(), 0.1)),
         (ValueError, r"fraction must lie in \[0, 1\)", lambda: rho_for_outliers(1.0)),
         (ValueError, "rho_a must lie", lambda: robust_ot(COST, -0.1)),
-        (ValueError, "cost must be finite", lambda: robust_ot(COST / 0)),
+        (ValueError, "cost must hold finite values", lambda: robust_ot(COST / 0)),
         (ValueError, r"cost must have shape \(n, m\)", lambda: robust_ot(COST[None])),
         (ValueError, "method must be one of", lambda: robust_ot(COST, method="simplex")),
         (ValueError, "sinkhorn_options must", lambda: robust_ot(COST, 0.1, init=(s, s))),
@@ -589,7 +583,7 @@ def test_bad_inputs():
         (ValueError, r"w must have shape \(3,\)", lambda: critic_loss(s, s, f64(1, 1))),
         (ValueError, "real must have shape", lambda: critic_loss(torch.zeros(3, 2), s)),
         (ValueError, "kind must be one of", lambda: critic_loss(s, s, kind="w")),
-        (ValueError, r"momentum must lie", lambda: AveragedWeights(3, 0.1, momentum=1.0)),
+        (ValueError, r"decay must lie", lambda: AveragedWeights(3, 0.1, decay=1.0)),
         (
             IndexError,
             "indices must lie in 0..2",

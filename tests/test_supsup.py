@@ -496,16 +496,16 @@ def test_recall_rolls_downhill(seed):
     for _ in range(4):
         hop.append(2.0 * (torch.rand(30, generator=g) < 0.5) - 1)
     z = 2.0 * (torch.rand(30, generator=g) < 0.5) - 1
-    energies = [hop.energy(hop.recall(z, n_steps=n)).item() for n in (1, 2, 4, 30)]
+    energies = [hop.energy(hop.recall(z, max_steps=n)).item() for n in (1, 2, 4, 30)]
     path = [hop.energy(z).item(), *energies]
     assert all(a + 1e-5 >= b for a, b in itertools.pairwise(path))
     torch.testing.assert_close(hop.psi, hop.psi.T)
 
 
 @pytest.mark.parametrize(
-    ("method", "gamma", "lr"), [("straight_through", 0.01, 5.0), ("projected", 0.3, 0.05)]
+    ("method", "energy_weight", "lr"), [("straight_through", 0.01, 5.0), ("projected", 0.3, 0.05)]
 )
-def test_recover_mask_finds_the_pattern_of_low_entropy(method, gamma, lr):
+def test_recover_mask_finds_the_pattern_of_low_entropy(method, energy_weight, lr):
     g, stores = seeded(2), [HopfieldStore(60), HopfieldStore(40)]
     patterns = [2.0 * (torch.rand(3, s.d, generator=g) < 0.5) - 1 for s in stores]
     for store, rows in zip(stores, patterns, strict=True):
@@ -515,7 +515,7 @@ def test_recover_mask_finds_the_pattern_of_low_entropy(method, gamma, lr):
     fn = lambda masks, _: sum(
         ((2 * m - 1 - z) ** 2).mean() for m, z in zip(masks, wanted, strict=True)
     )
-    found = recover_mask(fn, stores, [None] * 60, gamma=gamma, lr=lr, method=method)
+    found = recover_mask(fn, stores, [None] * 60, energy_weight=energy_weight, lr=lr, method=method)
     assert all(torch.equal(m, z > 0) for m, z in zip(found, wanted, strict=True))
 
 
@@ -661,14 +661,16 @@ def test_networks_that_share_trained_parts_are_refused():
             "patterns of -1 or 1",
         ),
         (lambda n: HopfieldStore(4).append(torch.ones(5)), ValueError, "shape"),
-        (lambda n: HopfieldStore(4, "oja"), ValueError, "rule must be one of"),
+        (lambda n: HopfieldStore(4, "oja"), ValueError, "kind must be one of"),
         (
-            lambda n: recover_mask(None, [HopfieldStore(4)], [1], gamma=1, lr=1),
+            lambda n: recover_mask(None, [HopfieldStore(4)], [1], energy_weight=1, lr=1),
             RuntimeError,
             "at least one pattern",
         ),
         (
-            lambda n: recover_mask(None, [HopfieldStore(4)], [1], gamma=1, lr=1, method="soft"),
+            lambda n: recover_mask(
+                None, [HopfieldStore(4)], [1], energy_weight=1, lr=1, method="soft"
+            ),
             ValueError,
             "method must",
         ),

@@ -177,7 +177,7 @@ def _like(x, params: list[Tensor], argument: str) -> Tensor:
 #| code-fold: true
 def hypergradient(
     train_loss: Tensor | Callable,  # L_T(theta, phi): a scalar with its graph, or () -> scalar
-    val_loss: Tensor | Callable,  # L_V(theta, phi): the same
+    valid_loss: Tensor | Callable,  # L_V(theta, phi): the same
     params: Iterable[Tensor],  # theta, the student: tensors that require gradients
     hyperparams: Iterable[Tensor],  # phi, the commentary: tensors that require gradients
     *,
@@ -202,14 +202,14 @@ def hypergradient(
     params, hyperparams = _tensors(params, "params"), _tensors(hyperparams, "hyperparams")
     _exactly(method, params)
     with torch.enable_grad():
-        train, val = _loss(train_loss, "train_loss"), _loss(val_loss, "val_loss")
-    v = _grad(val, params)
+        train, valid = _loss(train_loss, "train_loss"), _loss(valid_loss, "valid_loss")
+    v = _grad(valid, params)
     with torch.enable_grad():
         slope = _grad(train, params, create_graph=True)
     p = _solve(slope, params, v, *settings)
     found = -_grad(slope, hyperparams, p)  # (commentaries-ift)
     if direct:
-        found = found + _grad(val, hyperparams)
+        found = found + _grad(valid, hyperparams)
     return _split(found, hyperparams)
 
 
@@ -233,11 +233,11 @@ def _sgd(theta: list[Tensor], slope: list[Tensor], state: list, step: int, lr: f
 
 def _adam(theta: list[Tensor], slope: list[Tensor], state: list, step: int, lr: float) -> tuple:
     "A step of Adam, on one vector; its constant inside the root, whose slope is then finite at 0."
-    (m, v), (a, b), (theta,), (slope,) = state, _BETAS, theta, slope
-    m = torch.lerp(m, slope, 1 - a)
-    v = torch.addcmul(b * v, slope, slope, value=1 - b)
-    root = (v / (1 - b ** (step + 1)) + _EPS**2).sqrt()
-    return [torch.addcdiv(theta, m, root, value=-lr / (1 - a ** (step + 1)))], [m, v]
+    (m, v), (beta1, beta2), (theta,), (slope,) = state, _BETAS, theta, slope
+    m = torch.lerp(m, slope, 1 - beta1)
+    v = torch.addcmul(beta2 * v, slope, slope, value=1 - beta2)
+    root = (v / (1 - beta2 ** (step + 1)) + _EPS**2).sqrt()
+    return [torch.addcdiv(theta, m, root, value=-lr / (1 - beta1 ** (step + 1)))], [m, v]
 
 
 _UPDATES = {"sgd": (_sgd, 0), "adam": (_adam, 2)}  # the update, vectors that it remembers
@@ -498,13 +498,15 @@ class LabelBlend(nn.Module):
 
     def __init__(
         self,
-        n_classes: int,  # C
+        num_classes: int,  # C
         *,
         init: float = -1.0,  # A at the start: -1 keeps 0.8655 of the first example
     ):
         super().__init__()
-        n_classes = check_int(n_classes, "n_classes", low=1, high=10**5)
-        self.scores = nn.Parameter(torch.full((n_classes, n_classes), check_number(init, "init")))
+        num_classes = check_int(num_classes, "num_classes", low=1, high=10**5)
+        self.scores = nn.Parameter(
+            torch.full((num_classes, num_classes), check_number(init, "init"))
+        )
 
     def coefficients(self) -> Tensor:
         "lam of every pair of labels (first, partner), (C, C) in (0.5, 1)."
@@ -513,7 +515,7 @@ class LabelBlend(nn.Module):
     def forward(
         self,
         x: Tensor,  # (B, ...), float
-        y: Tensor,  # (B,), integer labels below n_classes
+        y: Tensor,  # (B,), integer labels below num_classes
         *,
         index: Tensor | None = None,  # (B,): partner of each example; None: a random order
         generator: torch.Generator | None = None,  # draws that order

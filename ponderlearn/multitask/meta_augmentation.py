@@ -35,28 +35,28 @@ from ponderlearn._check import (
 )
 from .._nested import align, at_least_float32, draw, mlp
 
-_MODES = "non_me", "intrashuffle", "intershuffle"
+_KINDS = "non_me", "intrashuffle", "intershuffle"
 
 # %% ../../nbs/07_multitask/03_meta_augmentation.ipynb #fc8761be
 #| code-fold: true
 def count_tasks(
     n_classes: int,  # C, classes in all
     n_way: int,  # N, classes of a task
-    mode: str = "intershuffle",  # "non_me", "intrashuffle" or "intershuffle"
+    kind: str = "intershuffle",  # "non_me", "intrashuffle" or "intershuffle"
 ) -> int:
     """How many tasks there are (ma-count), an exact integer.
 
-    ValueError for sizes below 1, n_way > n_classes or an unknown mode, TypeError for types.
+    ValueError for sizes below 1, n_way > n_classes or an unknown kind, TypeError for types.
 
     >>> count_tasks(4, 2, "non_me"), count_tasks(4, 2, "intrashuffle"), count_tasks(4, 2)
     (2, 4, 12)"""
     high = 10**4
     n_classes, n_way = check_sizes(high=high, n_classes=n_classes, n_way=n_way)
     check(n_way <= n_classes, "n_way", f"be at most n_classes, {n_classes}", n_way)
-    check_choice(mode, "mode", _MODES)
-    if mode == "intershuffle":
+    check_choice(kind, "kind", _KINDS)
+    if kind == "intershuffle":
         return math.perm(n_classes, n_way)
-    return n_classes // n_way * (math.factorial(n_way) if mode == "intrashuffle" else 1)
+    return n_classes // n_way * (math.factorial(n_way) if kind == "intrashuffle" else 1)
 
 # %% ../../nbs/07_multitask/03_meta_augmentation.ipynb #6167a400
 #| code-fold: true
@@ -70,13 +70,13 @@ class Episodes(NamedTuple):
     classes: Tensor  # (T, N): the class that each label stands for, as in `y`
 
 
-def _draw_classes(n_classes: int, n_way: int, n_tasks: int, mode: str, **how) -> Tensor:
+def _draw_classes(n_classes: int, n_way: int, n_tasks: int, kind: str, **how) -> Tensor:
     "Places of the classes of each task among all, (T, N)."
-    if mode == "intershuffle":
+    if kind == "intershuffle":
         return draw(torch.rand, n_tasks, n_classes, **how).argsort(1)[:, :n_way]
     group = draw(torch.randint, n_classes // n_way, (n_tasks, 1), **how)
     place = torch.arange(n_way, device=group.device).expand(n_tasks, n_way)
-    if mode == "intrashuffle":
+    if kind == "intrashuffle":
         place = draw(torch.rand, n_tasks, n_way, **how).argsort(1)
     return group * n_way + place
 
@@ -99,7 +99,7 @@ def sample_episodes(
     k_shot: int,  # K, support examples a class
     n_query: int,  # query examples a class
     n_tasks: int,  # T
-    mode: str = "intershuffle",  # "non_me", "intrashuffle" or "intershuffle" (ma-count)
+    kind: str = "intershuffle",  # "non_me", "intrashuffle" or "intershuffle" (ma-count)
     *,
     generator: torch.Generator | None = None,  # source of randomness
 ) -> Episodes:
@@ -107,7 +107,7 @@ def sample_episodes(
 
     The groups of "non_me" and "intrashuffle" are the classes in ascending order, N at a time; what
     does not fill a group is never drawn. The work grows with the largest class. ValueError for
-    sizes, an unknown mode, fewer than N classes, or a class of fewer than k_shot + n_query
+    sizes, an unknown kind, fewer than N classes, or a class of fewer than k_shot + n_query
     examples; TypeError for types.
 
     >>> x, y = torch.randn(60, 7), torch.arange(10).repeat(6)
@@ -118,7 +118,7 @@ def sample_episodes(
     check_tensor(y, "y", (len(x),), kind="integer", like=x)
     n_way, n_tasks = check_sizes(n_way=n_way, n_tasks=n_tasks)
     k_shot, n_query = check_sizes(k_shot=k_shot, n_query=n_query)
-    check_choice(mode, "mode", _MODES)
+    check_choice(kind, "kind", _KINDS)
     check_generator(generator)
     names, counts = y.unique(return_counts=True)
     check(n_way <= len(names), "n_way", f"be at most {len(names)}, the classes of y", n_way)
@@ -126,7 +126,7 @@ def sample_episodes(
     wanted = f"hold at least k_shot + n_query = {need} examples of each class"
     check(least >= need, "y", wanted, f"{least} of class {int(names[counts.argmin()])}")
     how = {"generator": generator, "device": x.device}
-    picked = _draw_classes(len(names), n_way, n_tasks, mode, **how)
+    picked = _draw_classes(len(names), n_way, n_tasks, kind, **how)
     row = _draw_rows(y, counts, picked, need, **how)
     s, q = row[..., :k_shot].flatten(1), row[..., k_shot:].flatten(1)
     label = torch.arange(n_way, device=x.device)
@@ -181,7 +181,7 @@ def shift_targets(
     y_s: Tensor,  # (T, n_s, ...), float: support targets
     y_q: Tensor,  # (T, n_q, ...), float: query targets
     *,
-    noise: str = "uniform",  # "uniform" in (-scale, scale), or "discrete": j * scale / n_values
+    kind: str = "uniform",  # "uniform" in (-scale, scale), or "discrete": j * scale / n_values
     scale: float = 1.0,  # > 0
     n_values: int | None = None,  # how many keys; only "discrete", and needed there
     modulus: float | None = None,  # targets come round here (1 for shares of a turn); None: no
@@ -193,7 +193,7 @@ def shift_targets(
     shapes, a bad scale or modulus, or n_values that is missing or not wanted; TypeError for dtypes.
 
     >>> y_s, y_q = torch.tensor([[0.0, 0.1]]), torch.tensor([[0.5]])
-    >>> new = shift_targets(y_s, y_q, noise="discrete", n_values=1)
+    >>> new = shift_targets(y_s, y_q, kind="discrete", n_values=1)
     >>> torch.equal(new.y_q, y_q)
     True"""
     check_tensor(y_s, "y_s", kind="float", nonempty=True)
@@ -201,17 +201,17 @@ def shift_targets(
     check_tensor(y_q, "y_q", (len(y_s), "n_q", *y_s.shape[2:]), kind="float", nonempty=True)
     check_tensor(y_q, "y_q", like=y_s)
     check(y_q.dtype == y_s.dtype, "y_q", f"be {y_s.dtype} like y_s", y_q, TypeError)
-    check_choice(noise, "noise", ("uniform", "discrete"))
+    check_choice(kind, "kind", ("uniform", "discrete"))
     scale = check_number(scale, "scale", low=0, open_low=True, high=1e30)
     if modulus is not None:
         modulus = check_number(modulus, "modulus", low=0, open_low=True, high=1e30)
     check_generator(generator)
     how = {"generator": generator, "device": y_s.device}
-    if noise == "uniform":
-        check(n_values is None, "n_values", 'be None with noise="uniform"', n_values)
+    if kind == "uniform":
+        check(n_values is None, "n_values", 'be None with kind="uniform"', n_values)
         epsilon = (2 * draw(torch.rand, len(y_s), **how) - 1) * scale
     else:
-        wanted = 'be given with noise="discrete"'
+        wanted = 'be given with kind="discrete"'
         check(n_values is not None, "n_values", wanted, n_values)
         n_values = check_int(n_values, "n_values", low=1, high=10**6)
         epsilon = draw(torch.randint, n_values, (len(y_s),), **how) * (scale / n_values)

@@ -31,6 +31,7 @@ from ponderlearn._check import (
     check_choice,
     check_device,
     check_dtype,
+    check_finite,
     check_input,
     check_int,
     check_number,
@@ -166,7 +167,7 @@ def superfluous_objective(
 #| code-fold: true
 class HopfieldStore(nn.Module):
     """Patterns of -1 and 1 in one symmetric d x d matrix with zero diagonal, and their running
-    mean; all in the state_dict. ValueError for another rule or d < 2.
+    mean; all in the state_dict. ValueError for another kind or d < 2.
 
     >>> memory = HopfieldStore(100)
     >>> patterns = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).sign()
@@ -182,11 +183,11 @@ class HopfieldStore(nn.Module):
     def __init__(
         self,
         d: int,  # length of a pattern
-        rule: str = "storkey",  # "storkey" or "hebb"
+        kind: str = "storkey",  # "storkey" or "hebb"
     ):
         super().__init__()
-        check_choice(rule, "rule", ["storkey", "hebb"])
-        self.d, self.rule = check_int(d, "d", low=2, high=10**5), rule
+        check_choice(kind, "kind", ["storkey", "hebb"])
+        self.d, self.kind = check_int(d, "d", low=2, high=10**5), kind
         self.register_buffer("psi", torch.zeros(self.d, self.d))
         self.register_buffer("mean", torch.zeros(self.d))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -203,7 +204,7 @@ class HopfieldStore(nn.Module):
         1"""
         z = self._pattern(z)
         new = torch.outer(z, z)
-        if self.rule == "storkey":
+        if self.kind == "storkey":
             with no_autocast(z):
                 cross = torch.outer(z, self.psi @ z)
             new = new - cross - cross.T + 2 * self.psi
@@ -254,7 +255,7 @@ def recall(
     self: HopfieldStore,
     z: Tensor,  # (d,) of -1 and 1
     *,
-    n_steps: int = 30,  # sweeps over all entries, at most
+    max_steps: int = 30,  # sweeps over all entries, at most
 ) -> Tensor:
     """Roll down the energy, one entry at a time in order, until nothing changes; (d,).
 
@@ -263,7 +264,7 @@ def recall(
     >>> HopfieldStore(4).recall(torch.tensor([1.0, -1, 1, 1]))  # as it was: nothing stored
     tensor([ 1., -1.,  1.,  1.])"""
     z = self._pattern(z).clone()
-    for _ in range(check_int(n_steps, "n_steps", low=1)):
+    for _ in range(check_int(max_steps, "max_steps", low=1)):
         before, pull = z.clone(), self.field(z)
         for u in range(self.d):
             if pull[u] * z[u] < 0:
@@ -276,20 +277,20 @@ def recall(
 # %% ../../nbs/07_multitask/01_supsup.ipynb #44c77cf3
 #| code-fold: true
 def _projected_slope(
-    store: HopfieldStore, r: Tensor, entropy: Tensor, share: float, gamma: float
+    store: HopfieldStore, r: Tensor, entropy: Tensor, share: float, energy_weight: float
 ) -> Tensor:
     """The step of one layer: both gradients with sqrt(d) as length, that of the entropy within the
     span of the patterns."""
     entropy = store.field(entropy) + entropy * store.count / store.d
     parts = F.normalize(entropy, dim=0), F.normalize(-store.field(r), dim=0)
-    return store.d**0.5 * ((1 - share) * parts[0] + gamma * share * parts[1])
+    return store.d**0.5 * ((1 - share) * parts[0] + energy_weight * share * parts[1])
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #0d8c7be1
 #| code-fold: true
-def _descent(gamma: float, lr: float, momentum: float) -> tuple[float, float, float]:
+def _descent(energy_weight: float, lr: float, momentum: float) -> tuple[float, float, float]:
     "The numbers of the descent, checked."
     return (
-        check_number(gamma, "gamma", low=0),
+        check_number(energy_weight, "energy_weight", low=0),
         check_number(lr, "lr", low=0, open_low=True),
         check_number(momentum, "momentum", low=0, high=1, open_high=True),
     )
@@ -313,7 +314,7 @@ def recover_mask(
     stores: Sequence[HopfieldStore],  # one a layer, with the patterns of all tasks
     batches: Sequence,  # T batches of the unknown task, each used once
     *,
-    gamma: float,  # weight of the energy
+    energy_weight: float,  # gamma, weight of the energy
     lr: float,  # learning rate of the scores
     momentum: float = 0.9,  # of the stochastic gradient descent
     method: str = "straight_through",  # "straight_through", the paper's, or "projected", ours
@@ -329,11 +330,11 @@ def recover_mask(
     >>> memory.append(wanted.flip(0))
     >>> def far(masks, batch):
     ...     return (2 * masks[0] - 1 - wanted).square().sum()
-    >>> (found,) = recover_mask(far, [memory], range(20), gamma=0.1, lr=0.1)
+    >>> (found,) = recover_mask(far, [memory], range(20), energy_weight=0.1, lr=0.1)
     >>> torch.equal(found, wanted > 0)
     True"""
     check_choice(method, "method", ["straight_through", "projected"])
-    gamma, lr, momentum = _descent(gamma, lr, momentum)
+    energy_weight, lr, momentum = _descent(energy_weight, lr, momentum)
     _check_stores(stores, batches)
     check_callable(entropy_fn, "entropy_fn", "entropy_fn(masks, batch) -> scalar")
     soft, scores = method == "projected", [store.mean.clone().requires_grad_() for store in stores]
@@ -345,9 +346,10 @@ def recover_mask(
         slopes = torch.autograd.grad(value, scores)
         for r, m, store, slope in zip(scores, masks, stores, slopes, strict=True):
             r.grad = (
-                _projected_slope(store, r.detach(), slope, share, gamma)
+                _projected_slope(store, r.detach(), slope, share, energy_weight)
                 if soft
-                else (1 - share) * slope - 2 * gamma * share * store.field(2 * m.detach() - 1)
+                else (1 - share) * slope
+                - 2 * energy_weight * share * store.field(2 * m.detach() - 1)
             )
         optimizer.step()
         if soft:
@@ -876,7 +878,7 @@ def new_task(
     >>> net = SupSup(nn.Linear(4, 10, bias=False))
     >>> optimizer = torch.optim.RMSprop([net.new_task(n_outputs=3)], lr=1e-3)"""
     words = "have no task in training (commit or abandon it first)"
-    check(self.scores is None, "net", words, "one", RuntimeError)
+    check(self.scores is None, "model", words, "one", RuntimeError)
     start = self._start(init)
     device, total = self.store.bits.device, self.store.n_weights
     scores = 2 * draw(torch.rand, total, generator=generator, device=device) - 1
@@ -906,7 +908,7 @@ def _start(self: SupSup, init: str | int) -> Tensor | None:
 def _gains(self: SupSup) -> dict[str, Tensor]:
     "The mask in training by name; RuntimeError if there is none."
     words = "have a task in training (call new_task first)"
-    check(self.scores is not None, "net", words, "no task", RuntimeError)
+    check(self.scores is not None, "model", words, "no task", RuntimeError)
     if self.density is None:
         return self.store.split(_Step.apply(self.scores, None))
     parts = self.store.split(self.scores)
@@ -1093,31 +1095,31 @@ def _load_from_state_dict(self: SupSup, state_dict, prefix, *args):
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #ba9c30d6
 #| code-fold: true
-def _some_masks(net: SupSup) -> int:
-    "How many tasks `net` knows; RuntimeError if none."
-    check(isinstance(net, SupSup), "net", "be a SupSup", net, TypeError)
-    check(len(net.store) > 0, "net", "have learned a task", "no tasks learned", RuntimeError)
-    return len(net.store)
+def _some_masks(model: SupSup) -> int:
+    "How many tasks `model` knows; RuntimeError if none."
+    check(isinstance(model, SupSup), "model", "be a SupSup", model, TypeError)
+    check(len(model.store) > 0, "model", "have learned a task", "no tasks learned", RuntimeError)
+    return len(model.store)
 
 
-def _value(net: SupSup, objective: Callable, flat: Tensor, x: Tensor) -> Tensor:
+def _value(model: SupSup, objective: Callable, flat: Tensor, x: Tensor) -> Tensor:
     "The objective with these weights, a scalar."
-    y = net.run(flat, x)
+    y = model.run(flat, x)
     check(y.ndim > 1, "x", "be a batch, of which the network makes (B, n)", x)
     return check_returns(objective(y), "objective", shape=(), kind="float")
 
 
-def _mixed(net: SupSup, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+def _mixed(model: SupSup, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
     "The fixed weights and the weights under the mixture."
-    weights = net.weights().detach()
+    weights = model.weights().detach()
     with torch.no_grad():
-        mixture = net.store.mean(weights.dtype) if alpha is None else net.store.mix(alpha)
+        mixture = model.store.mean(weights.dtype) if alpha is None else model.store.mix(alpha)
     return weights, weights * mixture.to(weights.dtype)
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #72e5c0d3
 #| code-fold: true
 def alpha_gradient(
-    net: SupSup,  # with k >= 1 tasks learned
+    model: SupSup,  # with k >= 1 tasks learned
     x: Tensor,  # (B, ...), images of one task
     objective: Callable = entropy_objective,  # logits (B, n) -> scalar
     alpha: Tensor | None = None,  # (k,) where to take the gradient; None: 1 / k each
@@ -1139,27 +1141,27 @@ def alpha_gradient(
     torch.Size([3])
     >>> alpha_gradient(net, torch.randn(5, 4), per_example=True).shape
     torch.Size([5, 3])"""
-    _some_masks(net)
+    _some_masks(model)
     check_callable(objective, "objective", "objective(logits) -> scalar")
     check_bool(per_example=per_example)
-    check_tensor(x, "x", (..., "n"), nonempty=True, like=net.store.bits)
-    size = max(1, min(64, 2**23 // net.store.n_weights))
+    check_tensor(x, "x", (..., "n"), nonempty=True, like=model.store.bits)
+    size = max(1, min(64, 2**23 // model.store.n_weights))
     size = size if chunk_size is None else check_int(chunk_size, "chunk_size", low=1)
     with torch.inference_mode(False):
-        x, (weights, mixed) = x.clone() if x.is_inference() else x, _mixed(net, alpha)
+        x, (weights, mixed) = x.clone() if x.is_inference() else x, _mixed(model, alpha)
         if per_example:
-            return _each_gradient(net, x, objective, weights, mixed, tasks, size)
+            return _each_gradient(model, x, objective, weights, mixed, tasks, size)
         with torch.enable_grad():
             mixed.requires_grad_()
-            (slope,) = torch.autograd.grad(_value(net, objective, mixed, x), mixed)
-        return net.store.project(weights * slope, tasks=tasks)
+            (slope,) = torch.autograd.grad(_value(model, objective, mixed, x), mixed)
+        return model.store.project(weights * slope, tasks=tasks)
 
 
-def _each_gradient(net, x, objective, weights, mixed, tasks, size) -> Tensor:
+def _each_gradient(model, x, objective, weights, mixed, tasks, size) -> Tensor:
     "The gradients image by image, `size` at a time."
-    slope = grad(lambda flat, image: _value(net, objective, flat, image[None]))
+    slope = grad(lambda flat, image: _value(model, objective, flat, image[None]))
     parts = (vmap(slope, (None, 0))(mixed, part).mul_(weights) for part in x.split(size))
-    return torch.cat([net.store.project(part, tasks=tasks) for part in parts])
+    return torch.cat([model.store.project(part, tasks=tasks) for part in parts])
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #b11cf0ae
 #| code-fold: true
@@ -1184,7 +1186,7 @@ def _margin(slope: Tensor) -> float:
     return float((rest.mean() - slope[best]) / rest.std()) if len(rest) > 1 else math.nan
 
 
-def _halve(net: SupSup, x: Tensor, objective, center: Tensor, slope: Tensor) -> int:
+def _halve(model: SupSup, x: Tensor, objective, center: Tensor, slope: Tensor) -> int:
     """The mask that is left when the worse half is dropped again and again; ties go to the lower
     index."""
     live = torch.arange(len(center), device=center.device)
@@ -1195,12 +1197,12 @@ def _halve(net: SupSup, x: Tensor, objective, center: Tensor, slope: Tensor) -> 
             return int(live)
         alpha = torch.zeros_like(center)
         alpha[live] = 1 / len(live)
-        slope = alpha_gradient(net, x, objective, alpha, tasks=live) - center[live]
+        slope = alpha_gradient(model, x, objective, alpha, tasks=live) - center[live]
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #a8e25018
 #| code-fold: true
 def infer_task(
-    net: SupSup,  # with k >= 1 tasks learned
+    model: SupSup,  # with k >= 1 tasks learned
     x: Tensor,  # (B, ...), images that share one unknown task
     *,
     method: str = "one_shot",  # "one_shot", "binary" or "exhaustive"
@@ -1226,47 +1228,47 @@ def infer_task(
     >>> infer_task(net, torch.randn(5, 4), method="exhaustive").task in range(3)
     True"""
     check_choice(method, "method", ["one_shot", "binary", "exhaustive"])
-    tried, k = method == "exhaustive", _some_masks(net)
+    tried, k = method == "exhaustive", _some_masks(model)
     check_callable(objective, "objective", "objective(logits) -> scalar")
-    check_tensor(x, "x", (..., "n"), nonempty=True, like=net.store.bits)
-    center, bound = _center(net, center), None
+    check_tensor(x, "x", (..., "n"), nonempty=True, like=model.store.bits)
+    center, bound = _center(model, center), None
     if epsilon is not None:
         bound = 1 + check_number(epsilon, "epsilon", low=0)
         check(not tried, "epsilon", "be None with method='exhaustive', which has no score", epsilon)
     if k == 1:
         task = -1 if bound and bound > 1 else 0
         return TaskInference(task, math.nan, torch.zeros_like(center), math.nan)
-    slope = (_values if tried else alpha_gradient)(net, x, objective) - center
+    slope = (_values if tried else alpha_gradient)(model, x, objective) - center
     check(bool(slope.isfinite().all()), "x", "lead to finite gradients", "NaN or infinity")
     score = math.nan if tried else k * float((-slope).softmax(-1).max())
     if bound is not None and score < bound:
         return TaskInference(-1, score, slope, _margin(slope))
-    task = _halve(net, x, objective, center, slope) if method == "binary" else int(slope.argmin())
+    task = _halve(model, x, objective, center, slope) if method == "binary" else int(slope.argmin())
     return TaskInference(task, score, slope, _margin(slope))
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #3e6b91fc
 #| code-fold: true
-def _center(net: SupSup, center: Tensor | None) -> Tensor:
+def _center(model: SupSup, center: Tensor | None) -> Tensor:
     "What is subtracted from the gradient, (k,); zeros by default."
-    k, device = len(net.store), net.store.bits.device
+    k, device = len(model.store), model.store.bits.device
     if center is None:
         return torch.zeros(k, device=device)
-    check_tensor(center, "center", kind="float", like=net.store.bits)
+    check_tensor(center, "center", kind="float", like=model.store.bits)
     check(center.shape == (k,), "center", f"have {k} entries, one a task", center)
-    check(bool(center.isfinite().all()), "center", "hold finite numbers", "others")
+    check_finite(center, "center")
     return at_least_float32(center)
 
 
 @torch.no_grad()
-def _values(net: SupSup, x: Tensor, objective: Callable) -> Tensor:
+def _values(model: SupSup, x: Tensor, objective: Callable) -> Tensor:
     "The objective under each mask alone, (k,); some masks are unpacked at a time."
-    weights, values = net.weights(), []
-    tasks = torch.arange(len(net.store), device=weights.device)
+    weights, values = model.weights(), []
+    tasks = torch.arange(len(model.store), device=weights.device)
     for part in tasks.split(max(1, min(16, 2**22 // len(weights)))):
-        masked = net.store._rows(part, weights.dtype).mul_(weights)
+        masked = model.store._rows(part, weights.dtype).mul_(weights)
         if not values:
-            _check_value(objective, net.run(masked[0], x[:1]))
-        values += [_value(net, objective, flat, x) for flat in masked]
+            _check_value(objective, model.run(masked[0], x[:1]))
+        values += [_value(model, objective, flat, x) for flat in masked]
     return torch.stack(values)
 
 
@@ -1294,7 +1296,7 @@ class TaskScores(NamedTuple):
 
 @torch.no_grad()
 def score_tasks(
-    net: Callable,  # net(x, task=i) -> logits (B, ..., K): a SupSup, or what you compare it with
+    model: Callable,  # model(x, task=i) -> logits (B, ..., K): a SupSup, or what you set beside it
     tasks: Sequence,  # n pairs (x, labels), in the order of their numbers
     *,
     before: Sequence[TaskScores] = (),  # what earlier calls returned, after fewer tasks
@@ -1309,13 +1311,13 @@ def score_tasks(
     >>> scores, task = net.new_task(), net.commit()
     >>> score_tasks(net, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]).each.shape
     torch.Size([1])"""
-    check_callable(net, "net", "net(x, task=i) -> logits")
+    check_callable(model, "model", "model(x, task=i) -> logits")
     ok = isinstance(tasks, (list, tuple)) and all(isinstance(t, tuple | list) for t in tasks)
     check(ok and len(tasks) > 0, "tasks", "be a list of pairs (x, labels)", tasks, TypeError)
     ok = isinstance(before, (list, tuple)) and all(isinstance(b, TaskScores) for b in before)
     check(ok, "before", "be a list of TaskScores", before, TypeError)
     size = check_int(chunk_size, "chunk_size", low=1)
-    each = [_accuracy(net, i, task, size) for i, task in enumerate(tasks)]
+    each = [_accuracy(model, i, task, size) for i, task in enumerate(tasks)]
     past = [[float(b.each[i]) for b in before if i < len(b.each)] for i in range(len(each))]
     lost = [max(old) - now for old, now in zip(past, each, strict=True) if old]
     forgetting = sum(lost) / max(1, len(lost))
@@ -1324,7 +1326,7 @@ def score_tasks(
 
 # %% ../../nbs/07_multitask/01_supsup.ipynb #be31f7a8
 #| code-fold: true
-def _accuracy(net: Callable, i: int, task: tuple, size: int) -> float:
+def _accuracy(model: Callable, i: int, task: tuple, size: int) -> float:
     "The share of right answers in one task."
     check(len(task) == 2, f"tasks[{i}]", "be a pair (x, labels)", task)
     x, labels = task
@@ -1333,7 +1335,7 @@ def _accuracy(net: Callable, i: int, task: tuple, size: int) -> float:
     check(len(labels) == len(x), f"labels of tasks[{i}]", f"have {len(x)} rows", labels)
     right = 0
     for part, target in zip(x.split(size), labels.split(size), strict=True):
-        y = check_returns(net(part, task=i), "net", rows=len(part), kind="float")
+        y = check_returns(model(part, task=i), "model", rows=len(part), kind="float")
         check(y.shape[:-1] == target.shape, f"labels of tasks[{i}]", "fit the logits", target)
         right += int((y.argmax(-1) == target.to(y.device)).sum())
     return right / labels.numel()

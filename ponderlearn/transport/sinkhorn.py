@@ -20,6 +20,7 @@ from ponderlearn._check import (
     check,
     check_bool,
     check_choice,
+    check_finite,
     check_int,
     check_number,
     check_tensor,
@@ -58,7 +59,7 @@ def _check_init(init, n: int, m: int, cost: Tensor) -> list[Tensor]:
     check(pair, "init", "be a pair (f, g) of tensors", init, TypeError)
     for x, size in zip(init, (n, m), strict=True):
         check_tensor(x, "init", (..., size), kind="float", like=cost, nonempty=True)
-        check(bool(x.isfinite().all()), "init", "be finite", "infinity or NaN")
+        check_finite(x, "init")
     return [x.detach().to(cost.dtype) for x in init]
 
 
@@ -93,8 +94,8 @@ def exact_plan(
         if w is not None:
             check_tensor(w, name, (size,), kind="float", like=cost)
     cost = cost.detach().double().cpu()
-    check(bool(cost.isfinite().all()), "cost", "be finite", "infinity or NaN")
-    optimize, sparse = need("scipy.optimize"), need("scipy.sparse")
+    check_finite(cost, "cost")
+    optimize = need("scipy.optimize")
     if a is None and b is None and n == m:
         rows, columns = optimize.linear_sum_assignment(cost.numpy())
         plan = torch.zeros_like(cost)
@@ -102,11 +103,17 @@ def exact_plan(
         return plan
     check(n * m <= 250_000, "cost", "have at most 250 000 entries", cost)
     a, b = (_check_weights(w, *of) for w, *of in ((a, "a", n, cost), (b, "b", m, cost)))
+    return torch.as_tensor(_linear_program(cost, a, b).x, device="cpu").reshape(n, m)
+
+
+def _linear_program(cost: Tensor, a: Tensor, b: Tensor):
+    "What SciPy finds for the transport without entropy: plan and slopes, flat."
+    optimize, sparse = need("scipy.optimize"), need("scipy.sparse")
+    n, m = cost.shape
     sums = [sparse.kron(sparse.eye(n), [[1] * m]), sparse.kron([[1] * n], sparse.eye(m))]
     target = torch.cat([a / a.sum(), b / b.sum()])[1:]  # the rest implies the first
-    sums = sparse.vstack(sums).tocsr()[1:]
-    found = optimize.linprog(cost.flatten().numpy(), A_eq=sums, b_eq=target.numpy())
-    return torch.as_tensor(found.x, device="cpu").reshape(n, m)
+    costs, target = (x.double().cpu().numpy() for x in (cost.flatten(), target))
+    return optimize.linprog(costs, A_eq=sparse.vstack(sums).tocsr()[1:], b_eq=target)
 
 # %% ../../nbs/08_transport/00_sinkhorn.ipynb #26f10829
 #| code-fold: true
@@ -533,6 +540,6 @@ def sinkhorn_divergence_points(
     tensor(0.2500)"""
     between = point_cost(x, y, p=p)
     for points, name in ((x, "x"), (y, "y")):
-        check(bool(points.isfinite().all()), name, "be finite", "infinity or NaN")
+        check_finite(points, name)
     costs = between, point_cost(x, x, p=p), point_cost(y, y, p=p)
     return sinkhorn_divergence(*costs, a, b, **options)

@@ -19,13 +19,13 @@ def implicit(**how):
     def train():
         return ((theta[0] - phi[0]) ** 2).sum() + (theta[1] ** 2).sum() + theta[1].sum()
 
-    def val():
+    def valid():
         return (theta[0] - 1).pow(2).sum() + theta[1].sum()
 
     return Call(
         co.hypergradient,
         train_loss=train,
-        val_loss=val,
+        valid_loss=valid,
         params=theta,
         hyperparams=phi,
         direct=True,
@@ -94,7 +94,7 @@ EXAMPLES = {
         kind="relative",
         reduction="mean",
     ),
-    "LabelBlend": lambda: Call(co.LabelBlend, n_classes=3, init=ok(-1.0, 0, 1.5, 10**30)).then(
+    "LabelBlend": lambda: Call(co.LabelBlend, num_classes=3, init=ok(-1.0, 0, 1.5, 10**30)).then(
         lambda made: made.coefficients()
     ),
     "LabelBlend.forward": lambda: Call(

@@ -61,7 +61,7 @@ def predict(x_s, y_s, x_q):
 
 
 EXAMPLES = {
-    "count_tasks": lambda: Call(ma.count_tasks, n_classes=7, n_way=3, mode="intrashuffle"),
+    "count_tasks": lambda: Call(ma.count_tasks, n_classes=7, n_way=3, kind="intrashuffle"),
     "sample_episodes": lambda: Call(
         ma.sample_episodes,
         x=free(torch.randn(30, 3), "int", "bool", "nan"),  # not all data are looked at in each call
@@ -70,7 +70,7 @@ EXAMPLES = {
         k_shot=1,
         n_query=2,
         n_tasks=4,
-        mode="intershuffle",
+        kind="intershuffle",
         generator=seeded(),
     ),
     "conditional_entropy": lambda: Call(
@@ -80,7 +80,7 @@ EXAMPLES = {
         ma.shift_targets,
         y_s=ok(torch.randn(4, 6, 2), "nan"),  # NaN stays NaN; called at each update
         y_q=ok(torch.randn(4, 5, 2), "nan"),
-        noise="discrete",
+        kind="discrete",
         scale=ok(1.0, *big),
         n_values=3,
         modulus=ok(1.0, *big),

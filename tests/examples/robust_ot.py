@@ -91,7 +91,7 @@ EXAMPLES = {
     "batch_weights": lambda: Call(
         robust_ot.batch_weights, raw=scores(6, "nan", "width"), eps=ok(0.1, *positive)
     ),
-    "WeightNet": lambda: Call(robust_ot.WeightNet, net=nn.Linear(3, 1), eps=ok(0.1, *positive)),
+    "WeightNet": lambda: Call(robust_ot.WeightNet, model=nn.Linear(3, 1), eps=ok(0.1, *positive)),
     "WeightNet.forward": lambda: Call(
         robust_ot.WeightNet(nn.Sequential(nn.Flatten(), nn.Linear(3, 1))),
         x=ok(torch.randn(6, 3), "nan", "rows"),
@@ -116,7 +116,7 @@ EXAMPLES = {
         robust_ot.AveragedWeights,
         n=ok(6, 10**30),
         rho=number(0.1),
-        momentum=ok(0.9, 0),
+        decay=ok(0.9, 0),
         divergence="chi2",
     ),
     "AveragedWeights.update": lambda: Call(
