@@ -48,7 +48,7 @@ def official_anchors(grad, low=0.5, high=0.9):
 
 
 def our_anchors(grad):
-    return anchor_mask(grad.norm(dim=2), rule="official")
+    return anchor_mask(grad.norm(dim=2), kind="official")
 
 
 def side_by_side(critic, local, global_):

@@ -1,7 +1,6 @@
 """InfoNCE and its relatives: hand cases, plain loops, equalities, limits, bad inputs."""
 
 import copy
-import doctest
 import io
 import math
 from functools import partial
@@ -611,7 +610,3 @@ def test_momentum_update():
     says(TypeError, "target must have the parameters of source", ema_update_, slow, fast[0], 0.9)
     says(ValueError, "source.weight must have", ema_update_, nn.Linear(2, 1), nn.Linear(3, 1), 0.9)
     says(ValueError, "decay must lie in [0, 1]", ema_update_, slow, fast, 1.1)
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(infonce).failed == 0

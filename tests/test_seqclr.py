@@ -1,6 +1,5 @@
 """SeqCLR: windows, loss, views, decoders and scores against plain loops and enumeration."""
 
-import doctest
 import itertools
 import math
 
@@ -33,10 +32,6 @@ from ponderlearn.training import fit, seeded
 
 def normal(*size, seed=0, dtype=torch.float64):
     return torch.randn(*size, generator=seeded(seed), dtype=dtype)
-
-
-def test_examples():
-    assert doctest.testmod(seqclr).failed == 0
 
 
 # ---- mapping ----

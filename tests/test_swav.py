@@ -1,7 +1,6 @@
 """SwAV: codes against transport, the official form and SciPy; loss, prototypes, queue, crops."""
 
 import copy
-import doctest
 import math
 
 import pytest
@@ -13,7 +12,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from ponderlearn import data
-from ponderlearn.contrastive import swav
 from ponderlearn.contrastive.swav import (
     Prototypes,
     SwAVLoss,
@@ -626,9 +624,3 @@ def test_learning():
     assert healthy.gap > 0.5 and healthy.used > 20 and healthy.spread > 0.3
     assert abs(stuck.gap) < 0.05
     assert collapsed.used <= 5 and collapsed.gap > 3  # a loss near zero is the collapse
-
-
-def test_examples_in_docstrings():
-    torch.manual_seed(0)
-    result = doctest.testmod(swav)
-    assert result.attempted > 10 and result.failed == 0

@@ -18,6 +18,7 @@ from ponderlearn._check import (
     check,
     check_bool,
     check_choice,
+    check_finite,
     check_generator,
     check_int,
     check_number,
@@ -507,7 +508,7 @@ def linear_r2(
     z_test: Tensor,  # (m, D): features to score
     s_test: Tensor,  # (m,) or (m, k), float
     *,
-    ridge: float = 1e-3,  # weight of squared coefficients, relative to a feature's mean variance
+    l2_weight: float = 1e-3,  # of squared coefficients, relative to a feature's mean variance
 ) -> float:
     """Share of the variance of a factor that a linear function of features explains on test data.
 
@@ -525,18 +526,17 @@ def linear_r2(
         shape = (f"n_{part}",) if one else (f"n_{part}", "k")
         check_tensor(s, f"s_{part}", shape, kind="float", nonempty=True, sizes=sizes, like=z_train)
     check_tensor(z_test, "z_test", like=z_train)
-    ridge = check_number(ridge, "ridge", low=0)
+    l2_weight = check_number(l2_weight, "l2_weight", low=0)
     named = {"z_train": z_train, "s_train": s_train, "z_test": z_test, "s_test": s_test}
     for name, x in named.items():
-        finite = bool(x.isfinite().all())
-        check(finite, name, "be finite", "NaN or infinite values")
+        check_finite(x, name)
     z, s, z_test, s_test = (x.detach().double().reshape(len(x), -1) for x in named.values())
     spread = (s_test - s_test.mean(0)).square().sum()
     check(bool(spread > 0), "s_test", "vary", "a constant")
     middle, center = z.mean(0), s.mean(0)
     z, z_test = z - middle, z_test - middle
     gram = z.T @ z / len(z)
-    gram = gram + ridge * gram.diagonal().mean() * torch.eye(
+    gram = gram + l2_weight * gram.diagonal().mean() * torch.eye(
         len(gram), dtype=z.dtype, device=z.device
     )
     weights = torch.linalg.pinv(gram, hermitian=True) @ (z.T @ (s - center) / len(z))

@@ -23,6 +23,7 @@ from ponderlearn._check import (
     check_bool,
     check_callable,
     check_choice,
+    check_finite,
     check_input,
     check_int,
     check_number,
@@ -110,11 +111,11 @@ def _ratio(share: float) -> tuple[int, int]:
     return Fraction(share).limit_denominator(10**6).as_integer_ratio()
 
 
-def _rank_limits(n, low: float, high: float, rule: str) -> tuple:
+def _rank_limits(n, low: float, high: float, kind: str) -> tuple:
     "First and last rank, from 1, of n words; n is a number or a tensor."
     (a, b), (c, d) = _ratio(low), _ratio(high)
     first = -(-n * a // b)  # rounded up
-    if rule == "official":
+    if kind == "official":
         return first + 1, -(-n * c // d)
     return first, n * c // d
 
@@ -125,26 +126,26 @@ def anchor_mask(
     low: float = 0.5,  # the paper's c_l
     high: float = 0.9,  # the paper's c_h
     *,
-    rule: str = "paper",  # (infobert-anchors), or "official", one rank higher
+    kind: str = "paper",  # (infobert-anchors), or "official", one rank higher
 ) -> Tensor:
     """Which words are anchors, bool (B, L) (infobert-anchors); of equal norms the earlier is less.
 
     A short row may have none. ValueError unless 0 <= low <= high <= 1, and for shapes, devices and
-    rule; TypeError for dtypes.
+    kind; TypeError for dtypes.
 
     >>> anchor_mask(torch.tensor([[0.4, 0.2, 0.0, 0.5, 0.1]]))
     tensor([[ True,  True, False, False, False]])"""
     check_tensor(grad_norm, "grad_norm", ("B", "L"), kind="float")
     low = check_number(low, "low", low=0, high=1)
     high = check_number(high, "high", low=low, high=1)
-    check_choice(rule, "rule", ("paper", "official"))
+    check_choice(kind, "kind", ("paper", "official"))
     n = grad_norm.shape[1]
     if mask is None:
-        first, last = _rank_limits(n, low, high, rule)
+        first, last = _rank_limits(n, low, high, kind)
         chosen = grad_norm.argsort(dim=1, stable=True)[:, max(first - 1, 0) : last]
         return torch.zeros_like(grad_norm, dtype=torch.bool).scatter(1, chosen, True)
     check_tensor(mask, "mask", tuple(grad_norm.shape), kind="bool", like=grad_norm)
-    first, last = _rank_limits(mask.sum(1, keepdim=True), low, high, rule)
+    first, last = _rank_limits(mask.sum(1, keepdim=True), low, high, kind)
     order = grad_norm.masked_fill(~mask, math.inf).argsort(dim=1, stable=True)
     rank = torch.arange(1, n + 1, device=order.device)
     chosen = (rank >= first) & (rank <= last)
@@ -285,7 +286,7 @@ class InfoBERTLoss(nn.Module):
         low: float = 0.5,  # the paper's c_l
         high: float = 0.9,  # the paper's c_h
         sigma: float = 1.0,  # standard deviation of the assumed noise
-        rule: str = "paper",  # as for `anchor_mask`
+        kind: str = "paper",  # as for `anchor_mask`
         *,
         max_pairs: int | None = None,  # as for `anchored_info`
         negatives: str = "anchors",  # as for `anchored_info`
@@ -298,10 +299,10 @@ class InfoBERTLoss(nn.Module):
         self.low = check_number(low, "low", low=0, high=1)
         self.high = check_number(high, "high", low=self.low, high=1)
         self.sigma = check_number(sigma, "sigma", low=0, open_low=True)
-        check_choice(rule, "rule", ("paper", "official"))
+        check_choice(kind, "kind", ("paper", "official"))
         check_choice(negatives, "negatives", ("anchors", "others"))
         self.max_pairs = None if max_pairs is None else check_int(max_pairs, "max_pairs", low=1)
-        self.rule, self.negatives = rule, negatives
+        self.kind, self.negatives = kind, negatives
 
     def forward(
         self,
@@ -330,7 +331,7 @@ class InfoBERTLoss(nn.Module):
         check(grad is not None, "task_loss", "be computed from embeddings", "another")
         if anchors is None:
             norms = at_least_float32(grad).norm(dim=2)
-            anchors = anchor_mask(norms, mask, self.low, self.high, rule=self.rule)
+            anchors = anchor_mask(norms, mask, self.low, self.high, kind=self.kind)
         watched = local if self.bottleneck_weight else local.detach()
         bottleneck = gaussian_channel_bound(watched, mask, sigma=self.sigma)
         loss, anchored = task_loss, torch.zeros_like(bottleneck)
@@ -469,7 +470,7 @@ def embedding_neighbors(
             [0],
             [1]])"""
     check_tensor(vectors, "vectors", ("V", "d"), kind="float", nonempty=True)
-    check(bool(vectors.isfinite().all()), "vectors", "be finite", "NaN or infinity")
+    check_finite(vectors, "vectors")
     n = len(vectors)
     k = check_int(k, "k", low=1, high=n - 1)
     far = 2.0 if max_distance is None else check_number(max_distance, "max_distance", low=0)

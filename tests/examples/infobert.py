@@ -78,7 +78,7 @@ EXAMPLES = {
         mask=mask(),
         low=ok(0.5, 0),
         high=ok(0.9, 1),
-        rule="official",
+        kind="official",
     ),
     "PairCritic": lambda: Call(
         infobert.PairCritic, local_size=4, global_size=5, hidden_size=6, positive=True
@@ -121,7 +121,7 @@ EXAMPLES = {
         low=ok(0.5, 0),
         high=ok(0.9, 1),
         sigma=ok(2.0, 1, 1.5, 10**30),
-        rule="official",
+        kind="official",
         max_pairs=ok(3, 10**30),
         negatives="others",
     ),

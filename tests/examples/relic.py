@@ -112,7 +112,7 @@ EXAMPLES = {
         s_train=features(6, 2, 1),
         z_test=features(5, seed=2),
         s_test=features(5, 2, 3),
-        ridge=ok(0.1, 0, 1, 1.5, 10**30),
+        l2_weight=ok(0.1, 0, 1, 1.5, 10**30),
     ),
     "hue_to_rgb": lambda: Call(relic.hue_to_rgb, hue=free(torch.rand(4))),
     "colorize": lambda: Call(
