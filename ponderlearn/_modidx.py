@@ -859,8 +859,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ponderlearn', 'doc_host': 
                                                                                              'ponderlearn/contrastive/relic.py'),
                                                'ponderlearn.contrastive.relic.fisher_ratio': ( 'nbs/03_contrastive/relic.html#fisher_ratio',
                                                                                                'ponderlearn/contrastive/relic.py'),
-                                               'ponderlearn.contrastive.relic.hue_to_rgb': ( 'nbs/03_contrastive/relic.html#hue_to_rgb',
-                                                                                             'ponderlearn/contrastive/relic.py'),
                                                'ponderlearn.contrastive.relic.is_refinement': ( 'nbs/03_contrastive/relic.html#is_refinement',
                                                                                                 'ponderlearn/contrastive/relic.py'),
                                                'ponderlearn.contrastive.relic.linear_r2': ( 'nbs/03_contrastive/relic.html#linear_r2',

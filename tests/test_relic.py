@@ -1,6 +1,5 @@
 """ReLIC: predictions, divergences, pairings, the loss, refinement, measures, colors."""
 
-import colorsys
 import itertools
 import math
 from functools import partial
@@ -21,7 +20,6 @@ from ponderlearn.contrastive.relic import (
     colorize,
     divergence,
     fisher_ratio,
-    hue_to_rgb,
     is_refinement,
     linear_r2,
     relic_loss,
@@ -628,19 +626,6 @@ def test_linear_r2_at_the_edges():
 
 
 # ---- colors ----
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.floats(-3, 3))
-def test_hue_as_in_the_standard_library(hue):
-    found = hue_to_rgb(f64(hue))[0].tolist()
-    assert found == pytest.approx(colorsys.hsv_to_rgb(hue % 1, 1, 1), abs=1e-9)
-
-
-def test_hue_at_known_places():
-    found = hue_to_rgb(f64(0, 1 / 3, 2 / 3, 1 / 6, 1))
-    wanted = f64([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 0])
-    assert torch.allclose(found, wanted, atol=1e-12)
 
 
 def test_colorize():

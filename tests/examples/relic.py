@@ -114,7 +114,6 @@ EXAMPLES = {
         s_test=features(5, 2, 3),
         l2_weight=ok(0.1, 0, 1, 1.5, 10**30),
     ),
-    "hue_to_rgb": lambda: Call(relic.hue_to_rgb, hue=free(torch.rand(4))),
     "colorize": lambda: Call(
         relic.colorize,
         images=ok(torch.rand(2, 1, 4, 3), "width", "axes swapped"),
