@@ -99,7 +99,7 @@ def ours(nets: list, real, latents, batch_size: int, lr: float, generator) -> No
         n_critic=N_CRITIC,
         n_steps=K,
         clip=CLIP,
-        rule="upper",
+        kind="upper",
         baseline=None,
         through_ratio=True,
         lr=lr,

@@ -535,7 +535,7 @@ def bad_calls():
         ),
         "clean must hold labels of": lambda: corrupt(ones, one_cluster, (0.0, 2.0), 0.1),
         "matrix must be symmetric": lambda: condition_number(torch.tensor([[1.0, 2], [0, 1]])),
-        "net must have a twice differentiable activation": lambda: overfit_distance_bound(
+        "model must have a twice differentiable activation": lambda: overfit_distance_bound(
             OneHiddenNet(3, 4, "relu"), x, torch.ones(3)
         ),
         "x must have rows of unit norm": lambda: overfit_distance_bound(net, 2 * x, torch.ones(3)),
@@ -544,7 +544,7 @@ def bad_calls():
         "x must be an input that model takes": lambda: empirical_gram(
             nn.Linear(3, 1), torch.eye(2)
         ),
-        "noisy_val_accuracy must": lambda: best_epoch([]),
+        "noisy_valid_accuracy must": lambda: best_epoch([]),
         "reference_state must hold 'weight'": lambda: distance_from_init(net, {}),
     }
 

@@ -1,6 +1,5 @@
 """Functional entropy: quadrature, SciPy, plain loops, the penalty's forms, bad inputs, learning."""
 
-import doctest
 import math
 
 import numpy as np
@@ -12,7 +11,6 @@ from scipy.special import digamma, rel_entr
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ponderlearn.robust import functional_entropy as module
 from ponderlearn.robust.functional_entropy import (
     FunctionalEntropyRegularizer,
     functional_entropy,
@@ -56,11 +54,6 @@ def smooth(widths=(3, 4), n_classes=3, seed=0, dtype=torch.float64):
             return self.head(torch.tanh(sum(f(x.flatten(1)) for f, x in pairs)))
 
     return Net().to(dtype)
-
-
-def test_examples():
-    torch.manual_seed(0)
-    assert doctest.testmod(module).failed == 0
 
 
 # ---- entropy, variance, bounds ----

@@ -14,12 +14,12 @@ from ponderlearn.generative.gan import discriminator_loss, generator_loss, gradi
 from ponderlearn.generative.ratio_clipping import (
     classifier_log_ratio,
     clipped_surrogate,
-    critic_loss,
     donsker_varadhan,
     effective_sample_size,
     fake_weights,
     generator_surrogate,
     reverse_kl_objective,
+    reweighted_critic_loss,
     tilt,
     train_ratio_clipping,
 )
@@ -94,13 +94,13 @@ def test_a_point_that_the_new_policy_gave_up_counts_nothing():
 )
 def test_surrogate_under_the_old_policy(clip, ppo, upper):
     for rule, wanted in (("ppo", ppo), ("upper", upper)):
-        terms = clipped_surrogate(F, (NEW / P).log(), clip, rule=rule, reduction="none")
+        terms = clipped_surrogate(F, (NEW / P).log(), clip, kind=rule, reduction="none")
         assert (P * terms).sum().item() == pytest.approx(wanted)
 
 
 def test_surrogate_is_not_free_of_the_constant():
     def value(shift, rule, clip=0.2):
-        terms = clipped_surrogate(F + shift, (NEW / P).log(), clip, rule=rule, reduction="none")
+        terms = clipped_surrogate(F + shift, (NEW / P).log(), clip, kind=rule, reduction="none")
         return (P * terms).sum().item()
 
     assert value(2, "ppo") == pytest.approx(2.5)
@@ -115,9 +115,9 @@ def test_both_rules_at_five_ratios():
     plus, minus = torch.full((5,), 2.0), torch.full((5,), -2.0)
     how = {"clip": 0.2, "reduction": "none"}
     for rule in ("ppo", "upper"):
-        found = clipped_surrogate(plus, r, rule=rule, **how)
+        found = clipped_surrogate(plus, r, kind=rule, **how)
         assert torch.allclose(found, torch.tensor([1.0, 1.8, 2.0, 2.2, 2.4]))
-    ppo, upper = (clipped_surrogate(minus, r, rule=rule, **how) for rule in ("ppo", "upper"))
+    ppo, upper = (clipped_surrogate(minus, r, kind=rule, **how) for rule in ("ppo", "upper"))
     assert torch.allclose(ppo, torch.tensor([-1.6, -1.8, -2.0, -2.2, -3.0]))
     assert torch.allclose(upper, torch.tensor([-1.0, -1.8, -2.0, -2.2, -2.4]))
 
@@ -129,7 +129,7 @@ def test_surrogate_is_the_minimum_written_out(pairs):
     r = log_r.exp()
     wanted = torch.minimum(r * f, r.clamp(0.7, 1.3) * f)
     assert torch.allclose(clipped_surrogate(f, log_r, 0.3, reduction="none"), wanted)
-    upper = clipped_surrogate(f, log_r, 0.3, rule="upper", reduction="none")
+    upper = clipped_surrogate(f, log_r, 0.3, kind="upper", reduction="none")
     assert torch.allclose(upper, f * r.clamp(max=1.3))
 
 
@@ -146,7 +146,7 @@ def test_gradient_of_the_surrogate_in_the_log_ratio():
 @pytest.mark.parametrize("clip", [0.2, None])
 def test_huge_log_ratios_stay_finite_in_value_and_gradient(rule, clip):
     log_r = torch.tensor([1e3, -1e3, 1e3, -1e3]).requires_grad_()
-    value = clipped_surrogate(torch.tensor([1.0, 1.0, -1.0, -1.0]), log_r, clip, rule=rule)
+    value = clipped_surrogate(torch.tensor([1.0, 1.0, -1.0, -1.0]), log_r, clip, kind=rule)
     value.backward()
     assert value.isfinite()
     assert log_r.grad.isfinite().all()
@@ -224,11 +224,11 @@ def test_rejection_keeps_no_more_than_the_effective_sample_size(scores):
 
 def test_the_gradient_is_donsker_varadhans():
     real, fake = randn(4, seed=1).requires_grad_(), randn(6).requires_grad_()
-    ours = torch.autograd.grad(critic_loss(real, fake), (real, fake))
+    ours = torch.autograd.grad(reweighted_critic_loss(real, fake), (real, fake))
     bound = torch.autograd.grad(-donsker_varadhan(real, fake), (real, fake))
     for a, b in zip(ours, bound, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
-    assert not torch.isclose(critic_loss(real, fake), -donsker_varadhan(real, fake))
+    assert not torch.isclose(reweighted_critic_loss(real, fake), -donsker_varadhan(real, fake))
     assert torch.autograd.gradcheck(donsker_varadhan, (real, fake))
 
 
@@ -238,27 +238,31 @@ def test_the_bound_is_met_at_the_log_ratio():
     real = ratio.repeat_interleave(torch.tensor([2, 3, 5]))
     fake = ratio.repeat_interleave(torch.tensor([5, 3, 2]))
     assert donsker_varadhan(real, fake).item() == pytest.approx(0.274887, abs=1e-6)
-    assert critic_loss(real, fake, reweight=False).item() == pytest.approx(-0.549774, abs=1e-6)
-    assert critic_loss(real, fake).item() == pytest.approx(0, abs=1e-12)
+    assert reweighted_critic_loss(real, fake, reweight=False).item() == pytest.approx(
+        -0.549774, abs=1e-6
+    )
+    assert reweighted_critic_loss(real, fake).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_without_weights_it_is_wgans_loss():
     real, fake = torch.randn(5), torch.randn(7)
     wanted = discriminator_loss(real, fake, kind="wasserstein")
-    assert torch.allclose(critic_loss(real, fake, reweight=False), wanted)
-    assert torch.allclose(critic_loss(real, fake, temperature=math.inf), wanted)
+    assert torch.allclose(reweighted_critic_loss(real, fake, reweight=False), wanted)
+    assert torch.allclose(reweighted_critic_loss(real, fake, temperature=math.inf), wanted)
 
 
 def test_order_of_the_batch_and_half_precision():
     order = torch.tensor([2, 0, 3, 1])
     assert torch.allclose(fake_weights(SCORES[order]), fake_weights(SCORES)[order])
-    assert torch.allclose(critic_loss(SCORES[order], SCORES), critic_loss(SCORES, SCORES))
+    assert torch.allclose(
+        reweighted_critic_loss(SCORES[order], SCORES), reweighted_critic_loss(SCORES, SCORES)
+    )
     for dtype in (torch.float16, torch.bfloat16):
         scores = SCORES.to(dtype)
         assert fake_weights(scores).dtype == torch.float32
         assert torch.equal(fake_weights(scores), fake_weights(SCORES))
         assert clipped_surrogate(scores, 0 * scores).dtype == torch.float32
-        assert critic_loss(scores, scores).dtype == torch.float32
+        assert reweighted_critic_loss(scores, scores).dtype == torch.float32
 
 
 def test_vmap_over_batches():
@@ -295,7 +299,7 @@ def moved(score, log_ratio, rule):
     x = torch.ones(1, 1, requires_grad=True)
     old = torch.tensor([log_ratio])
     found = generator_surrogate(
-        lambda z: 1 * z, lambda x: x - 1 + score, lambda x: 0 * x, x, old, baseline=None, rule=rule
+        lambda z: 1 * z, lambda x: x - 1 + score, lambda x: 0 * x, x, old, baseline=None, kind=rule
     )
     return torch.autograd.grad(found.objective, x)[0].item()
 
@@ -351,8 +355,8 @@ def test_messages():
     for clip in (0.0, 1.0, -0.1):
         with pytest.raises(ValueError, match="clip must"):
             clipped_surrogate(SCORES, SCORES, clip)
-    with pytest.raises(ValueError, match="rule must be one of 'ppo', 'upper'"):
-        clipped_surrogate(SCORES, SCORES, rule="lower")
+    with pytest.raises(ValueError, match="kind must be one of 'ppo', 'upper'"):
+        clipped_surrogate(SCORES, SCORES, kind="lower")
     with pytest.raises(ValueError, match="temperature must"):
         fake_weights(SCORES, temperature=0.0)
     with pytest.raises(ValueError, match="scores must have shape"):

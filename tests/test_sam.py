@@ -1,7 +1,6 @@
 """SAM: the climb, the optimizer, m-sharpness, sharpness and curvature, the bound, bad input."""
 
 import copy
-import doctest
 import gc
 import math
 
@@ -17,7 +16,6 @@ from torch.func import functional_call, hessian
 
 from ponderlearn import data
 from ponderlearn._nested import mlp
-from ponderlearn.robust import sam
 from ponderlearn.robust.sam import (
     SAM,
     frozen_batchnorm_stats,
@@ -751,7 +749,3 @@ def test_the_bound_by_hand(P, n, norm, rho, term):
     assert pac_bayes_bound(0, norm, rho, 2 * n, P, 0.05) < term
     assert pac_bayes_bound(0, norm, rho, n, P, 0.5) < term
     assert math.isfinite(pac_bayes_bound(0, 1e308, 1e-300, n, P, 0.05))
-
-
-def test_docstrings():
-    assert doctest.testmod(sam).failed == 0

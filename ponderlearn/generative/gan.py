@@ -26,6 +26,7 @@ from ponderlearn._check import (
     check_bool,
     check_callable,
     check_choice,
+    check_finite,
     check_generator,
     check_input,
     check_int,
@@ -214,7 +215,7 @@ def averaged(
 # %% ../../nbs/04_generative/00_gan.ipynb #4b921cbe
 #| code-fold: true
 class TrainedGAN(NamedTuple):
-    "What `train_gan` returns."
+    "What `train_gan` returns, and loops of other chapters, whose columns are their own."
 
     image_generator: nn.Module  # with averaged weights if `ema_decay` was given
     history: dict[str, Tensor]  # "generator_loss", "discriminator_loss", "penalty", each (steps,)
@@ -232,7 +233,7 @@ def _real_batches(real, generator, like: Tensor) -> Callable:
 
         return fresh
     check_input(real, "real", like=like, nonempty=True)
-    check(bool(real.isfinite().all()), "real", "be finite", "infinity or NaN")
+    check_finite(real, "real")
     size = (len(real),)
     return lambda n: real[draw(torch.randint, *size, (n,), generator=generator, device=real.device)]
 
@@ -269,12 +270,12 @@ def _optimizers(given, lr, betas, networks: list[nn.Module]) -> list[torch.optim
     ]
 
 
-def _update(optimizer, loss: Tensor, parameters: list, clip: float | None) -> None:
+def _update(optimizer, loss: Tensor, parameters: list, max_norm: float | None) -> None:
     "One step on these parameters alone: no gradient is computed for the other network."
     optimizer.zero_grad()
     loss.backward(inputs=parameters)
-    if clip is not None:
-        nn.utils.clip_grad_norm_(parameters, clip)
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
 
 # %% ../../nbs/04_generative/00_gan.ipynb #82afd046
@@ -311,7 +312,7 @@ def train_gan(
     r1_every: int = 1,  # R1 at each such discriminator step only, with that many times the weight
     gradient_penalty_weight: float = 0.0,  # of (gan-penalty)
     n_critic: int = 1,  # discriminator steps before each generator step
-    clip: float | None = None,  # largest norm of either network's gradient
+    max_norm: float | None = None,  # largest norm of either network's gradient
     ema_decay: float | None = None,  # of the generator's averaged weights; None: no average
     generator: torch.Generator | None = None,  # draws data, latents and mixtures
     callback: Callable | None = None,  # (step, image_generator, discriminator), after each step
@@ -336,7 +337,8 @@ def train_gan(
     r1_every, n_critic = check_sizes(r1_every=r1_every, n_critic=n_critic)
     r1_weight = check_number(r1_weight, "r1_weight", low=0)
     penalty_weight = check_number(gradient_penalty_weight, "gradient_penalty_weight", low=0)
-    clip = None if clip is None else check_number(clip, "clip", low=0, open_low=True)
+    if max_norm is not None:
+        max_norm = check_number(max_norm, "max_norm", low=0, open_low=True)
     if callback is not None:
         check_callable(callback, "callback", "callback(step, image_generator, discriminator)")
     if ema_decay is not None:
@@ -355,11 +357,11 @@ def train_gan(
             now = r1_weight * r1_every if looks % r1_every == 0 else 0.0
             weights = dict(r1_weight=now, penalty_weight=penalty_weight)
             d_loss, penalty = _seen(discriminator, x, fake, kind, generator, **weights)
-            _update(optimizers[1], d_loss + penalty, parameters[1], clip)
+            _update(optimizers[1], d_loss + penalty, parameters[1], max_norm)
             looks += 1
         fake = image_generator(latents(batch_size))
         g_loss = generator_loss(_judged(discriminator, fake), kind=kind)
-        _update(optimizers[0], g_loss, parameters[0], clip)
+        _update(optimizers[0], g_loss, parameters[0], max_norm)
         if average is not None:
             average.update_parameters(image_generator)
         rows.append(torch.stack([x.detach() for x in (g_loss, d_loss, penalty)]))
@@ -480,7 +482,7 @@ class StyleState(NamedTuple):
     "What a `StyleGenerator` holds before one of its layers."
 
     x: Tensor  # (B, C, H, W): activations
-    image: Tensor | None  # (B, img_channels, H, W): the image so far; None before layer 0
+    image: Tensor | None  # (B, out_channels, H, W): the image so far; None before layer 0
 
 
 class StyleGenerator(nn.Module):
@@ -490,17 +492,17 @@ class StyleGenerator(nn.Module):
     `style_slices` names the coordinates of the styles (B, n_styles): "conv4", "conv8", ..., then
     "rgb4", "rgb8", ... TypeError or ValueError for sizes.
 
-    >>> StyleGenerator(16, channels=(8, 8), img_channels=1)(torch.randn(2, 16)).shape
+    >>> StyleGenerator(16, channels=(8, 8), out_channels=1)(torch.randn(2, 16)).shape
     torch.Size([2, 1, 8, 8])"""
 
     def __init__(
         self,
         w_dim: int,  # width of w
         channels: Sequence[int] = (64, 48, 24),  # of each layer, from 4 x 4 on
-        img_channels: int = 3,  # of the image
+        out_channels: int = 3,  # of the image
     ):
         super().__init__()
-        w_dim, img_channels = check_sizes(w_dim=w_dim, img_channels=img_channels)
+        w_dim, out_channels = check_sizes(w_dim=w_dim, out_channels=out_channels)
         channels = _channels(channels)
         sizes = [4 * 2**i for i in range(len(channels))]
         inputs = [channels[0], *channels[:-1]]  # of the convolutions
@@ -516,8 +518,8 @@ class StyleGenerator(nn.Module):
         wide = zip(channels, inputs, strict=True)
         self.kernels = nn.ParameterList(_kernels(b, a, 3) for b, a in wide)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(c)) for c in channels)
-        self.colors = nn.ParameterList(_kernels(img_channels, c, 1) for c in channels)
-        self.color = nn.Parameter(torch.zeros(img_channels))
+        self.colors = nn.ParameterList(_kernels(out_channels, c, 1) for c in channels)
+        self.color = nn.Parameter(torch.zeros(out_channels))
 
 # %% ../../nbs/04_generative/00_gan.ipynb #b2ed73d5
 #| code-fold: true
@@ -589,7 +591,7 @@ def forward(
     from_layer: int = 0,  # begin at this layer, with `state`
     state: StyleState | None = None,  # entry `from_layer` of `states(styles)`, B rows
 ):
-    """Images (B, img_channels, S, S), not bounded; or (image, styles).
+    """Images (B, out_channels, S, S), not bounded; or (image, styles).
 
     With `from_layer` > 0 the styles of earlier layers, of convolution and of color, are not read.
     TypeError, ValueError."""
@@ -637,23 +639,23 @@ class ResidualDiscriminator(nn.Module):
     of equal samples gives itself away; then logits depend on the whole batch. TypeError or
     ValueError for sizes.
 
-    >>> ResidualDiscriminator((8, 8), img_channels=1)(torch.randn(2, 1, 8, 8)).shape
+    >>> ResidualDiscriminator((8, 8), in_channels=1)(torch.randn(2, 1, 8, 8)).shape
     torch.Size([2])"""
 
     def __init__(
         self,
         channels: Sequence[int] = (24, 48, 64),  # from fine to coarse: the generator's, reversed
-        img_channels: int = 3,  # of the image
+        in_channels: int = 3,  # of the image
         n_logits: int = 1,  # 1, or one a class
         *,
         minibatch_std: bool = True,  # whether it sees how much the batch varies
     ):
         super().__init__()
         channels = _channels(channels)
-        img_channels, n_logits = check_sizes(img_channels=img_channels, n_logits=n_logits)
+        in_channels, n_logits = check_sizes(in_channels=in_channels, n_logits=n_logits)
         check_bool(minibatch_std=minibatch_std)
         self.image_size, self.minibatch_std = 4 * 2 ** (len(channels) - 1), minibatch_std
-        self.read = nn.Conv2d(img_channels, channels[0], 1)
+        self.read = nn.Conv2d(in_channels, channels[0], 1)
         self.blocks = nn.Sequential(*(_Residual(a, b) for a, b in pairwise(channels)))
         last = channels[-1]
         self.join = nn.Conv2d(last + minibatch_std, last, 3, padding=1)
@@ -662,7 +664,7 @@ class ResidualDiscriminator(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # images (B, img_channels, image_size, image_size)
+        x: Tensor,  # images (B, in_channels, image_size, image_size)
     ) -> Tensor:
         "Logits (B,), or (B, n_logits) where there are several."
         like = self.read.weight

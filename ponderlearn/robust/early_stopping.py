@@ -23,6 +23,7 @@ from ponderlearn._check import (
     check_bool,
     check_choice,
     check_dtype,
+    check_finite,
     check_generator,
     check_input,
     check_int,
@@ -253,7 +254,7 @@ def _symmetric(matrix, argument: str) -> Tensor:
     "A finite symmetric matrix, not empty."
     check_tensor(matrix, argument, ("n", "n"), kind="float", nonempty=True)
     m = at_least_float32(matrix)
-    check(bool(torch.isfinite(m).all()), argument, "be finite", "NaN or infinity")
+    check_finite(m, argument)
     close = torch.allclose(m, m.T, rtol=1e-4, atol=1e-5 * m.abs().max().item())
     check(close, argument, "be symmetric", "another matrix")
     return m.double()
@@ -409,7 +410,7 @@ def _pair_bound(gap: Tensor, r: Tensor, k: int, norm: float, longest: float = 1.
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #1eaa6f4f
 #| code-fold: true
 def overfit_distance_bound(
-    net: OneHiddenNet,  # at its initial weights; activation "erf"
+    model: OneHiddenNet,  # at its initial weights; activation "erf"
     x: Tensor,  # (n, d), unit norm
     given: Tensor,  # (n,), float: the labels to fit
     cluster: Tensor | None = None,  # (n,), integer: look at pairs of one cluster only; None: all
@@ -424,20 +425,20 @@ def overfit_distance_bound(
     >>> data = clusterable_data(2, 5, labels=(-1.0, 1.0))
     >>> overfit_distance_bound(OneHiddenNet(20, 100), data.x, data.clean, data.cluster)
     0.0"""
-    check(isinstance(net, OneHiddenNet), "net", "be a OneHiddenNet", net, TypeError)
-    smooth = net.activation == "erf"
-    check(smooth, "net", "have a twice differentiable activation, erf", net.activation)
-    check_input(x, "x", ("n", net.weight.shape[1]), like=net.weight, nonempty=True)
+    check(isinstance(model, OneHiddenNet), "model", "be a OneHiddenNet", model, TypeError)
+    smooth = model.activation == "erf"
+    check(smooth, "model", "have a twice differentiable activation, erf", model.activation)
+    check_input(x, "x", ("n", model.weight.shape[1]), like=model.weight, nonempty=True)
     norms = at_least_float32(x).norm(dim=1)
     check(bool(((norms - 1).abs() <= 1e-2).all()), "x", "have rows of unit norm", "others")
     check_tensor(given, "given", x.shape[:1], kind="float", like=x)
-    check(bool(torch.isfinite(given).all()), "given", "be finite", "NaN or infinity")
+    check_finite(given, "given")
     apart = torch.ones(len(x), len(x), dtype=torch.bool, device=x.device)
     if cluster is not None:
         check_tensor(cluster, "cluster", x.shape[:1], kind="integer", like=x)
         apart = cluster[:, None] == cluster
     with torch.no_grad():
-        f, y, W = net(x).double(), given.double(), net.weight.double()
+        f, y, W = model(x).double(), given.double(), model.weight.double()
     gap = (y[:, None] - y).abs() - (f[:, None] - f).abs()
     r = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
     apart = apart & (gap > 0)
@@ -588,7 +589,7 @@ def empirical_gram(
 # %% ../../nbs/06_robust/02_early_stopping.ipynb #4860ef23
 #| code-fold: true
 def best_epoch(
-    noisy_val_accuracy: Sequence[float],  # one number an epoch, on held-out examples; noise is fine
+    noisy_valid_accuracy: Sequence[float],  # one an epoch, on held-out examples; noise is fine
     patience: int | None = None,  # stop after so many epochs without a new best; None: look at all
 ) -> int:
     """The epoch to go back to, counted from 0: the first best one, of those seen until the stop.
@@ -597,14 +598,14 @@ def best_epoch(
 
     >>> best_epoch([0.5, 0.7, 0.6, 0.6, 0.8]), best_epoch([0.5, 0.7, 0.6, 0.6, 0.8], patience=2)
     (4, 1)"""
-    values = noisy_val_accuracy
+    values = noisy_valid_accuracy
     if isinstance(values, Tensor):
-        check_tensor(values, "noisy_val_accuracy", ("epochs",), kind="float")
+        check_tensor(values, "noisy_valid_accuracy", ("epochs",), kind="float")
         values = values.tolist()
     several = isinstance(values, Iterable) and not isinstance(values, (str, dict))
-    check(several, "noisy_val_accuracy", "be a list of numbers", values, TypeError)
-    values = [check_number(v, "noisy_val_accuracy") for v in values]
-    check(len(values) > 0, "noisy_val_accuracy", "hold at least one epoch", "none")
+    check(several, "noisy_valid_accuracy", "be a list of numbers", values, TypeError)
+    values = [check_number(v, "noisy_valid_accuracy") for v in values]
+    check(len(values) > 0, "noisy_valid_accuracy", "hold at least one epoch", "none")
     patience = len(values) if patience is None else check_int(patience, "patience", low=1)
     best = 0
     for epoch, value in enumerate(values):

@@ -42,7 +42,7 @@ def bound():
     given = es.corrupt(data.clean, data.cluster, LABELS, 0.5, generator=generator()).given
     return Call(
         es.overfit_distance_bound,
-        net=net(),
+        model=net(),
         x=data.x,
         given=given,
         cluster=ok(data.cluster, "entry -1", "entry past the end"),
@@ -100,7 +100,7 @@ EXAMPLES = {
         es.nearest_label, outputs=free(torch.randn(2, 3)), labels=labels("entry less")
     ),
     "best_epoch": lambda: Call(
-        es.best_epoch, noisy_val_accuracy=[0.5, 0.7, 0.6], patience=ok(2, 10**30)
+        es.best_epoch, noisy_valid_accuracy=[0.5, 0.7, 0.6], patience=ok(2, 10**30)
     ),
     "empirical_gram": lambda: Call(
         es.empirical_gram,

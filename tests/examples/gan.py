@@ -57,7 +57,7 @@ def train():
         r1_every=2,
         gradient_penalty_weight=ok(0.5, 0, *large),
         n_critic=1,
-        clip=ok(1.0, *large),
+        max_norm=ok(1.0, *large),
         ema_decay=ok(0.5, 0),
         callback=lambda step, image_generator, discriminator: None,
     ).then(lambda found: found.history["penalty"].shape)
@@ -127,7 +127,7 @@ EXAMPLES = {
     ),
     "MappingNetwork.forward": lambda: Call(gan.MappingNetwork(3, 4), z=torch.randn(2, 3)),
     "StyleGenerator": lambda: Call(
-        gan.StyleGenerator, w_dim=5, channels=ok((4, 3), "entry less"), img_channels=2
+        gan.StyleGenerator, w_dim=5, channels=ok((4, 3), "entry less"), out_channels=2
     ).then(lambda made: made.n_styles),
     "StyleGenerator.styles": lambda: Call(style_generator().styles, w=torch.randn(2, 5)),
     "StyleGenerator.states": lambda: Call(style_generator().states, styles=torch.randn(2, 15)).then(
@@ -138,7 +138,7 @@ EXAMPLES = {
     "ResidualDiscriminator": lambda: Call(
         gan.ResidualDiscriminator,
         channels=ok((4, 3), "entry less"),
-        img_channels=2,
+        in_channels=2,
         n_logits=2,
         minibatch_std=False,
     ).then(lambda made: made.image_size),

@@ -51,7 +51,7 @@ EXAMPLES = {
         scores=scores(),
         log_ratio=torch.randn(6),
         clip=ok(0.2, None),
-        rule="upper",
+        kind="upper",
         baseline=ok(0.5, None, -1, 0, *big),
         reduction="mean",
     ),
@@ -73,8 +73,8 @@ EXAMPLES = {
     "effective_sample_size": lambda: Call(
         ratio_clipping.effective_sample_size, weights=free(torch.rand(6), "rows")
     ),
-    "critic_loss": lambda: Call(
-        ratio_clipping.critic_loss,
+    "reweighted_critic_loss": lambda: Call(
+        ratio_clipping.reweighted_critic_loss,
         real_scores=scores(),
         fake_scores=scores(5),
         reweight=True,
@@ -84,7 +84,7 @@ EXAMPLES = {
         ratio_clipping.donsker_varadhan, real_scores=scores(), fake_scores=scores(5)
     ),
     "generator_surrogate": lambda: surrogate(
-        clip=ok(0.4, None), rule="ppo", baseline=ok(0.5, None, -1, 0, *big), through_ratio=True
+        clip=ok(0.4, None), kind="ppo", baseline=ok(0.5, None, -1, 0, *big), through_ratio=True
     ),
     "generator_surrogate, real": lambda: surrogate(
         baseline=ok("real", None, "number"), real_scores=scores(4)
@@ -103,7 +103,7 @@ EXAMPLES = {
         reweight=True,
         temperature=ok(2.0, *big, float("inf")),
         clip=ok(0.4, None),
-        rule="ppo",
+        kind="ppo",
         baseline=ok(0.5, None, -1, 0, *big),
         through_ratio=False,
         lr=ok(1e-3, *big),
