@@ -222,7 +222,7 @@ def test_bench_table_reads_what_the_benchmark_left(root):
 
 
 def test_bench_table_without_a_sound_file_says_so(root):
-    with pytest.raises(FileNotFoundError, match=r"bench-act\.json is missing: benchmarks/act\.py writes it"):
+    with pytest.raises(FileNotFoundError, match=r"is missing: benchmarks/act\.py writes it"):
         bench_table("act")
     (root / "results" / "bench-act.json").write_text("{")
     with pytest.raises(ValueError, match=r"bench-act\.json is damaged"):

@@ -430,7 +430,7 @@ def test_the_loop_is_the_plain_one():
         steps=4,
         batch_size=8,
         lr=(1e-3, 2e-3),
-        max_norm=0.5,
+        clip=0.5,
         generator=seeded(3),
         **settings_,
     )

@@ -270,12 +270,12 @@ def _optimizers(given, lr, betas, networks: list[nn.Module]) -> list[torch.optim
     ]
 
 
-def _update(optimizer, loss: Tensor, parameters: list, max_norm: float | None) -> None:
+def _update(optimizer, loss: Tensor, parameters: list, clip: float | None) -> None:
     "One step on these parameters alone: no gradient is computed for the other network."
     optimizer.zero_grad()
     loss.backward(inputs=parameters)
-    if max_norm is not None:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
+    if clip is not None:
+        nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
 
 # %% ../../nbs/04_generative/00_gan.ipynb #82afd046
@@ -312,7 +312,7 @@ def train_gan(
     r1_every: int = 1,  # R1 at each such discriminator step only, with that many times the weight
     gradient_penalty_weight: float = 0.0,  # of (gan-penalty)
     n_critic: int = 1,  # discriminator steps before each generator step
-    max_norm: float | None = None,  # largest norm of either network's gradient
+    clip: float | None = None,  # largest norm of either network's gradient
     ema_decay: float | None = None,  # of the generator's averaged weights; None: no average
     generator: torch.Generator | None = None,  # draws data, latents and mixtures
     callback: Callable | None = None,  # (step, image_generator, discriminator), after each step
@@ -337,8 +337,7 @@ def train_gan(
     r1_every, n_critic = check_sizes(r1_every=r1_every, n_critic=n_critic)
     r1_weight = check_number(r1_weight, "r1_weight", low=0)
     penalty_weight = check_number(gradient_penalty_weight, "gradient_penalty_weight", low=0)
-    if max_norm is not None:
-        max_norm = check_number(max_norm, "max_norm", low=0, open_low=True)
+    clip = None if clip is None else check_number(clip, "clip", low=0, open_low=True)
     if callback is not None:
         check_callable(callback, "callback", "callback(step, image_generator, discriminator)")
     if ema_decay is not None:
@@ -357,11 +356,11 @@ def train_gan(
             now = r1_weight * r1_every if looks % r1_every == 0 else 0.0
             weights = dict(r1_weight=now, penalty_weight=penalty_weight)
             d_loss, penalty = _seen(discriminator, x, fake, kind, generator, **weights)
-            _update(optimizers[1], d_loss + penalty, parameters[1], max_norm)
+            _update(optimizers[1], d_loss + penalty, parameters[1], clip)
             looks += 1
         fake = image_generator(latents(batch_size))
         g_loss = generator_loss(_judged(discriminator, fake), kind=kind)
-        _update(optimizers[0], g_loss, parameters[0], max_norm)
+        _update(optimizers[0], g_loss, parameters[0], clip)
         if average is not None:
             average.update_parameters(image_generator)
         rows.append(torch.stack([x.detach() for x in (g_loss, d_loss, penalty)]))

@@ -57,7 +57,7 @@ def train():
         r1_every=2,
         gradient_penalty_weight=ok(0.5, 0, *large),
         n_critic=1,
-        max_norm=ok(1.0, *large),
+        clip=ok(1.0, *large),
         ema_decay=ok(0.5, 0),
         callback=lambda step, image_generator, discriminator: None,
     ).then(lambda found: found.history["penalty"].shape)
