@@ -27,14 +27,12 @@ from ponderlearn._check import (
     check,
     check_bool,
     check_callable,
-    check_finite,
     check_generator,
     check_input,
     check_int,
     check_number,
     check_returns,
     check_tensor,
-    check_values,
 )
 from .._nested import at_least_float32, draw, in_mode
 
@@ -43,7 +41,7 @@ from .._nested import at_least_float32, draw, in_mode
 def _numbers(x, argument: str = "logits") -> Tensor:
     "The logits, float32 at least and without a graph; NaN and +infinity are refused."
     check_tensor(x, argument, kind="float", nonempty=True)
-    check_values(x, argument)
+    check(x.device.type != "meta", argument, "hold values", "a tensor on meta")
     x = at_least_float32(x.detach())
     fine = bool((x < math.inf).all())  # False for NaN too
     check(fine, argument, "hold numbers below infinity", "NaN or infinity")
@@ -54,7 +52,7 @@ def _scalar(value, argument: str, like: Tensor) -> Tensor:
     "A number or a tensor of shape () as a tensor that fits to `like`."
     if isinstance(value, Tensor):
         check_tensor(value, argument, (), kind="float", like=like)
-        check_finite(value, argument)
+        check(bool(value.isfinite()), argument, "be finite", value.item())
     else:
         value = check_number(value, argument)
     return torch.as_tensor(value, dtype=like.dtype, device=like.device)
@@ -278,7 +276,7 @@ def keep_training(
     *,
     steps: int,  # updates
     batch_size: int = 256,  # real and generated samples of an update, each
-    valid_fraction: float = 0.1,  # share of the real samples held out
+    val_fraction: float = 0.1,  # share of the real samples held out
     noise: float = 0.0,  # standard deviation of noise added to both sides, in training and scoring
     eval_every: int = 50,  # updates between two looks at the held-out loss
     patience: int | None = None,  # looks without a better one before it stops; None: never
@@ -307,12 +305,13 @@ def keep_training(
     check(len(trained) > 0, "discriminator", "have parameters that require gradients", "none")
     check_input(real, "real", like=trained[0], nonempty=True)
     check(real.ndim >= 2 and len(real) >= 2, "real", "have shape (N, ...), N at least 2", real)
-    check_finite(real, "real")
+    fine = bool(real.isfinite().all())
+    check(fine, "real", "hold finite values", "NaN or infinity")
     check_callable(propose, "propose", "propose(n) -> samples")
     steps = check_int(steps, "steps", low=1)
     batch_size = check_int(batch_size, "batch_size", low=1, high=10**7)
-    valid_fraction = check_number(
-        valid_fraction, "valid_fraction", low=0, high=1, open_low=True, open_high=True
+    val_fraction = check_number(
+        val_fraction, "val_fraction", low=0, high=1, open_low=True, open_high=True
     )
     noise = check_number(noise, "noise", low=0, high=1e6)
     eval_every = check_int(eval_every, "eval_every", low=1)
@@ -328,7 +327,7 @@ def keep_training(
         propose,
         steps,
         batch_size,
-        valid_fraction,
+        val_fraction,
         noise,
         eval_every,
         patience,
@@ -352,7 +351,7 @@ def _keep_training(
     propose,
     steps,
     batch_size,
-    valid_fraction,
+    val_fraction,
     noise,
     eval_every,
     patience,
@@ -363,7 +362,7 @@ def _keep_training(
     "The loop of `keep_training`, arguments checked."
     how = {"generator": generator, "device": real.device}
     order = draw(torch.randperm, len(real), **how)
-    n_held = min(max(1, round(valid_fraction * len(real))), len(real) - 1)
+    n_held = min(max(1, round(val_fraction * len(real))), len(real) - 1)
     held = _noisy(real[order[:n_held]], noise, generator)
     held_fake = _noisy(_proposed(propose, n_held, real), noise, generator)
     rest = real[order[n_held:]]
@@ -444,7 +443,7 @@ def _held_logits(x, argument: str) -> Tensor:
     x = _numbers(x, argument)
     fits = x.ndim == 1 or (x.ndim == 2 and x.shape[1] == 1)
     check(fits, argument, "have shape (n,) or (n, 1)", x)
-    check_finite(x, argument)
+    check(bool(x.isfinite().all()), argument, "hold finite values", "infinity")
     return x.reshape(-1).double()
 
 # %% ../../nbs/04_generative/01_drs.ipynb #04661785
@@ -776,7 +775,8 @@ def mode_report(
     wanted = "be (n, d) and centers (k, d)"
     for x, name in ((samples, "samples"), (centers, "centers")):
         check_tensor(x, name, kind="float", nonempty=True)
-        check_finite(x, name)
+        check(x.device.type != "meta", name, "hold values", "a tensor on meta")
+        check(bool(x.isfinite().all()), name, "hold finite values", "NaN or infinity")
         check(x.ndim == 2, name, wanted, x)
     check_tensor(centers, "centers", ("k", samples.shape[1]), like=samples)
     std = check_number(std, "std", low=0, open_low=True)

@@ -66,9 +66,9 @@ EXAMPLES = {
         keep=ok((0.5, 0.5, 0.5)),
         post_length=2,
         max_words=3,
-        temperature=ok(0.5, *big),
+        noise=ok(0.5, *big),
         slips=ok(0.0, 0),
-        generator=seeded(),
+        seed=ok(0, 10**30),
     ).then(lambda made: made.posts(2)),
     "WordCards.posts": lambda: Call(world().posts, n=3, generator=seeded()),
     "WordCards.references": lambda: Call(
