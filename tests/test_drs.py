@@ -590,13 +590,13 @@ def test_the_best_weights_come_back():
     g = seeded(2)
     how = {"steps": 400, "eval_every": 10, "optimizer": partial(torch.optim.Adam, lr=0.01)}
     found = keep_training(
-        net, real, lambda n: torch.randn(n, 2, generator=g), val_fraction=0.5, generator=g, **how
+        net, real, lambda n: torch.randn(n, 2, generator=g), valid_fraction=0.5, generator=g, **how
     )
     best = found.steps.index(found.best_step)
     assert found.valid_losses[best] == min(found.valid_losses)
     assert found.valid_losses[-1] > 1.5 * found.valid_losses[best]
     early = keep_training(
-        copy.deepcopy(net), real, lambda n: torch.randn(n, 2), patience=3, val_fraction=0.5, **how
+        copy.deepcopy(net), real, lambda n: torch.randn(n, 2), patience=3, valid_fraction=0.5, **how
     )
     assert len(early.steps) < len(found.steps)
     assert early.steps[-1] - early.best_step == 30

@@ -27,12 +27,14 @@ from ponderlearn._check import (
     check,
     check_bool,
     check_callable,
+    check_finite,
     check_generator,
     check_input,
     check_int,
     check_number,
     check_returns,
     check_tensor,
+    check_values,
 )
 from .._nested import at_least_float32, draw, in_mode
 
@@ -41,7 +43,7 @@ from .._nested import at_least_float32, draw, in_mode
 def _numbers(x, argument: str = "logits") -> Tensor:
     "The logits, float32 at least and without a graph; NaN and +infinity are refused."
     check_tensor(x, argument, kind="float", nonempty=True)
-    check(x.device.type != "meta", argument, "hold values", "a tensor on meta")
+    check_values(x, argument)
     x = at_least_float32(x.detach())
     fine = bool((x < math.inf).all())  # False for NaN too
     check(fine, argument, "hold numbers below infinity", "NaN or infinity")
@@ -52,7 +54,7 @@ def _scalar(value, argument: str, like: Tensor) -> Tensor:
     "A number or a tensor of shape () as a tensor that fits to `like`."
     if isinstance(value, Tensor):
         check_tensor(value, argument, (), kind="float", like=like)
-        check(bool(value.isfinite()), argument, "be finite", value.item())
+        check_finite(value, argument)
     else:
         value = check_number(value, argument)
     return torch.as_tensor(value, dtype=like.dtype, device=like.device)
@@ -276,7 +278,7 @@ def keep_training(
     *,
     steps: int,  # updates
     batch_size: int = 256,  # real and generated samples of an update, each
-    val_fraction: float = 0.1,  # share of the real samples held out
+    valid_fraction: float = 0.1,  # share of the real samples held out
     noise: float = 0.0,  # standard deviation of noise added to both sides, in training and scoring
     eval_every: int = 50,  # updates between two looks at the held-out loss
     patience: int | None = None,  # looks without a better one before it stops; None: never
@@ -305,13 +307,12 @@ def keep_training(
     check(len(trained) > 0, "discriminator", "have parameters that require gradients", "none")
     check_input(real, "real", like=trained[0], nonempty=True)
     check(real.ndim >= 2 and len(real) >= 2, "real", "have shape (N, ...), N at least 2", real)
-    fine = bool(real.isfinite().all())
-    check(fine, "real", "hold finite values", "NaN or infinity")
+    check_finite(real, "real")
     check_callable(propose, "propose", "propose(n) -> samples")
     steps = check_int(steps, "steps", low=1)
     batch_size = check_int(batch_size, "batch_size", low=1, high=10**7)
-    val_fraction = check_number(
-        val_fraction, "val_fraction", low=0, high=1, open_low=True, open_high=True
+    valid_fraction = check_number(
+        valid_fraction, "valid_fraction", low=0, high=1, open_low=True, open_high=True
     )
     noise = check_number(noise, "noise", low=0, high=1e6)
     eval_every = check_int(eval_every, "eval_every", low=1)
@@ -327,7 +328,7 @@ def keep_training(
         propose,
         steps,
         batch_size,
-        val_fraction,
+        valid_fraction,
         noise,
         eval_every,
         patience,
@@ -351,7 +352,7 @@ def _keep_training(
     propose,
     steps,
     batch_size,
-    val_fraction,
+    valid_fraction,
     noise,
     eval_every,
     patience,
@@ -362,7 +363,7 @@ def _keep_training(
     "The loop of `keep_training`, arguments checked."
     how = {"generator": generator, "device": real.device}
     order = draw(torch.randperm, len(real), **how)
-    n_held = min(max(1, round(val_fraction * len(real))), len(real) - 1)
+    n_held = min(max(1, round(valid_fraction * len(real))), len(real) - 1)
     held = _noisy(real[order[:n_held]], noise, generator)
     held_fake = _noisy(_proposed(propose, n_held, real), noise, generator)
     rest = real[order[n_held:]]
@@ -443,7 +444,7 @@ def _held_logits(x, argument: str) -> Tensor:
     x = _numbers(x, argument)
     fits = x.ndim == 1 or (x.ndim == 2 and x.shape[1] == 1)
     check(fits, argument, "have shape (n,) or (n, 1)", x)
-    check(bool(x.isfinite().all()), argument, "hold finite values", "infinity")
+    check_finite(x, argument)
     return x.reshape(-1).double()
 
 # %% ../../nbs/04_generative/01_drs.ipynb #04661785
@@ -775,8 +776,7 @@ def mode_report(
     wanted = "be (n, d) and centers (k, d)"
     for x, name in ((samples, "samples"), (centers, "centers")):
         check_tensor(x, name, kind="float", nonempty=True)
-        check(x.device.type != "meta", name, "hold values", "a tensor on meta")
-        check(bool(x.isfinite().all()), name, "hold finite values", "NaN or infinity")
+        check_finite(x, name)
         check(x.ndim == 2, name, wanted, x)
     check_tensor(centers, "centers", ("k", samples.shape[1]), like=samples)
     std = check_number(std, "std", low=0, open_low=True)
