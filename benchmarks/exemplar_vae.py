@@ -61,8 +61,8 @@ def steps(n: int, k: int, repeats: int) -> dict:
         return back(rat_step(model, cache, data, data[index], index, **how))
 
     def theirs():
-        use = leave_one_out(index, torch.arange(n))
-        how = {"use": use, "generator": g.manual_seed(1)}
+        mask = leave_one_out(index, torch.arange(n))
+        how = {"mask": mask, "generator": g.manual_seed(1)}
         return back(-model.elbo(data[index], model.centers(data), **how).elbo.mean())
 
     assert ours() >= theirs() - 1e-3

@@ -67,11 +67,11 @@ def images(n=20, seed=1):
 # ---- the mixture ----
 
 
-def plain(z, centers, log_var, use=None, n=None):
+def plain(z, centers, log_var, mask=None, n=None):
     "Loops over rows and exemplars."
     found = []
     for i, row in enumerate(z):
-        kept = [j for j in range(len(centers)) if use is None or use[i, j]]
+        kept = [j for j in range(len(centers)) if mask is None or mask[i, j]]
         total = sum(
             Normal(centers[j], (log_var / 2).exp().expand(len(row))).log_prob(row).sum().exp()
             for j in kept
@@ -82,26 +82,26 @@ def plain(z, centers, log_var, use=None, n=None):
 
 def test_case_by_hand():
     assert close(exemplar_log_prior(AT, LINE, HALF), [-1.560907])
-    assert close(exemplar_log_prior(AT, LINE, HALF, use=OTHERS), [-2.310231])
-    assert close(exemplar_log_prior(AT, LINE, HALF, use=OTHERS, n=4), [-2.597914], 1e-5)
-    assert close(exemplar_log_prior(AT, LINE, HALF, use=OTHERS, n=torch.tensor([4])), [-2.597914])
+    assert close(exemplar_log_prior(AT, LINE, HALF, mask=OTHERS), [-2.310231])
+    assert close(exemplar_log_prior(AT, LINE, HALF, mask=OTHERS, n=4), [-2.597914], 1e-5)
+    assert close(exemplar_log_prior(AT, LINE, HALF, mask=OTHERS, n=torch.tensor([4])), [-2.597914])
     z = AT.clone().requires_grad_()
     (slope,) = torch.autograd.grad(exemplar_log_prior(z, LINE, HALF).sum(), z)
     assert close(slope, [[0.310087]])
-    (slope,) = torch.autograd.grad(exemplar_log_prior(z, LINE, HALF, use=OTHERS).sum(), z)
+    (slope,) = torch.autograd.grad(exemplar_log_prior(z, LINE, HALF, mask=OTHERS).sum(), z)
     assert close(slope, [[1.602984]])
 
 
 def test_loops_agree():
     z, centers = randn(7, 3), randn(11, 3, seed=1)
-    use = torch.rand(7, 11, generator=seeded(2)) < 0.5
-    use[:, 0] = True
+    mask = torch.rand(7, 11, generator=seeded(2)) < 0.5
+    mask[:, 0] = True
     for log_var in (HALF, randn(3, seed=3)):
         assert close(exemplar_log_prior(z, centers, log_var), plain(z, centers, log_var))
-        masked = exemplar_log_prior(z, centers, log_var, use=use)
-        assert close(masked, plain(z, centers, log_var, use))
+        masked = exemplar_log_prior(z, centers, log_var, mask=mask)
+        assert close(masked, plain(z, centers, log_var, mask))
         for chunk_size in (1, 4, 100):
-            chunked = exemplar_log_prior(z, centers, log_var, use=use, chunk_size=chunk_size)
+            chunked = exemplar_log_prior(z, centers, log_var, mask=mask, chunk_size=chunk_size)
             assert close(chunked, masked, 1e-9)
 
 
@@ -159,12 +159,12 @@ def test_integral_is_one():
 
 def test_gradients():
     z, centers = randn(3, 2).requires_grad_(), randn(5, 2, seed=1).requires_grad_()
-    use = torch.rand(3, 5, generator=seeded(2)) < 0.6
-    use[:, 4], use[:, 3] = False, True
+    mask = torch.rand(3, 5, generator=seeded(2)) < 0.6
+    mask[:, 4], mask[:, 3] = False, True
     for log_var in (HALF.clone().requires_grad_(), randn(2, seed=3).requires_grad_()):
 
         def f(z, centers, log_var):
-            return exemplar_log_prior(z, centers, log_var, use=use, chunk_size=2)
+            return exemplar_log_prior(z, centers, log_var, mask=mask, chunk_size=2)
 
         assert torch.autograd.gradcheck(f, (z, centers, log_var))
     (slope,) = torch.autograd.grad(f(z, centers, log_var).sum(), centers)
@@ -203,9 +203,11 @@ def test_vmap():
 @pytest.mark.slow
 def test_compile():
     z, centers = randn(4, 3), randn(6, 3, seed=1)
-    use = leave_one_out(torch.arange(4), torch.arange(6))
+    mask = leave_one_out(torch.arange(4), torch.arange(6))
     compiled = torch.compile(exemplar_log_prior, fullgraph=True)
-    assert close(compiled(z, centers, HALF, use=use), exemplar_log_prior(z, centers, HALF, use=use))
+    assert close(
+        compiled(z, centers, HALF, mask=mask), exemplar_log_prior(z, centers, HALF, mask=mask)
+    )
 
 
 # ---- leave one out, subsets ----
@@ -218,25 +220,25 @@ def test_leave_one_out_compares_numbers():
 
 
 def test_empty_row_is_refused():
-    use = torch.tensor([[True, True, False, False], [False] * 4])
+    mask = torch.tensor([[True, True, False, False], [False] * 4])
     for call in (
-        lambda: exemplar_log_prior(AT.expand(2, 1), LINE, HALF, use=use),
-        lambda: mixture_kl_bound(AT.expand(2, 1), AT.expand(2, 1), LINE, HALF, use=use),
+        lambda: exemplar_log_prior(AT.expand(2, 1), LINE, HALF, mask=mask),
+        lambda: mixture_kl_bound(AT.expand(2, 1), AT.expand(2, 1), LINE, HALF, mask=mask),
     ):
         with pytest.raises(ValueError, match="no exemplar left for row 1"):
             call()
     with pytest.raises(ValueError, match="fewer than 3 left for row 0"):
-        knn_log_prior(AT.expand(2, 1), LINE, HALF, 3, use=use)
+        knn_log_prior(AT.expand(2, 1), LINE, HALF, 3, mask=mask)
 
 
 def test_bandwidth():
     apart = leave_one_out(torch.arange(4), torch.arange(4))
 
-    def total(variance, **use):
-        return exemplar_log_prior(LINE, LINE, torch.tensor(variance, dtype=F64).log(), **use).sum()
+    def total(variance, **how):
+        return exemplar_log_prior(LINE, LINE, torch.tensor(variance, dtype=F64).log(), **how).sum()
 
     grid = torch.arange(8.5, 9.2, 0.001, dtype=F64)
-    values = torch.stack([total(v.item(), use=apart) for v in grid])
+    values = torch.stack([total(v.item(), mask=apart) for v in grid])
     assert abs(grid[values.argmax()].item() - 8.835) < 2e-3
     assert close(values.max(), -10.558638)
     assert close(total(1e-2), -0.010591, 1e-5) and close(total(1e-4), 9.199749, 1e-5)
@@ -246,7 +248,7 @@ def test_bandwidth():
 
 
 def test_neighbors_by_hand():
-    lower = [knn_log_prior(AT, LINE, HALF, k, use=OTHERS).item() for k in (1, 2, 3)]
+    lower = [knn_log_prior(AT, LINE, HALF, k, mask=OTHERS).item() for k in (1, 2, 3)]
     assert np.allclose(lower, [-2.310977, -2.310231, -2.310231], atol=1e-6)
     upper = [v + math.log(3 / k) for k, v in zip((1, 2, 3), lower, strict=True)]
     assert np.allclose(upper, [-1.212365, -1.904766, -2.310231], atol=1e-6)
@@ -257,13 +259,13 @@ def test_neighbors_by_hand():
 def test_neighbors_are_a_bound(seed, log_var):
     z, centers = randn(5, 3, seed=seed), randn(12, 3, seed=seed + 1)
     log_var = torch.tensor(log_var, dtype=F64)
-    use = leave_one_out(torch.arange(5), torch.arange(12))
-    whole, before = exemplar_log_prior(z, centers, log_var, use=use), -torch.inf
+    mask = leave_one_out(torch.arange(5), torch.arange(12))
+    whole, before = exemplar_log_prior(z, centers, log_var, mask=mask), -torch.inf
     stale = centers + 0.3 * randn(12, 3, seed=seed + 2)
     for k in range(1, 12):
-        bound = knn_log_prior(z, centers, log_var, k, use=use)
-        shared = knn_log_prior(z, centers, log_var, k, use=use, share=True)
-        old = knn_log_prior(z, centers, log_var, k, use=use, search_centers=stale)
+        bound = knn_log_prior(z, centers, log_var, k, mask=mask)
+        shared = knn_log_prior(z, centers, log_var, k, mask=mask, share=True)
+        old = knn_log_prior(z, centers, log_var, k, mask=mask, search_centers=stale)
         assert (bound >= before - 1e-9).all() and (bound <= shared + 1e-9).all()
         assert (shared <= whole + 1e-9).all() and (old <= bound + 1e-9).all()
         assert (whole <= bound + math.log(11 / k) + 1e-9).all()
@@ -286,7 +288,7 @@ def test_cache():
     cache.update(torch.arange(30), codes.requires_grad_())
     assert not cache.means.requires_grad
     index, candidates = torch.arange(5), torch.randperm(30, generator=seeded(1))[:12]
-    near = cache.nearest(codes[:5], 4, use=leave_one_out(index, torch.arange(30)))
+    near = cache.nearest(codes[:5], 4, mask=leave_one_out(index, torch.arange(30)))
     distances = torch.cdist(codes[:5], codes).detach()
     distances[index, index] = torch.inf
     assert torch.equal(near.sort(1).values, distances.topk(4, largest=False).indices.sort(1).values)
@@ -324,7 +326,7 @@ def test_kl_bound_by_hand():
     single = [mixture_kl_bound(AT, q, c[None], HALF).item() for c in LINE]
     assert np.allclose(single, [0.136574, 0.736574, 7.936574, 33.736574], atol=1e-6)
     assert close(mixture_kl_bound(AT, q, LINE, HALF), [1.085115])
-    assert close(mixture_kl_bound(AT, q, LINE, HALF, use=OTHERS), [1.834440])
+    assert close(mixture_kl_bound(AT, q, LINE, HALF, mask=OTHERS), [1.834440])
 
 
 def test_kl_bound_is_above_the_kl():
@@ -390,8 +392,8 @@ def test_model(likelihood):
     model, x = model_of(likelihood), images()
     centers = model.centers(x, chunk_size=7)
     assert close(centers, model.encoder(x)[0]) and model.log_var_prior.item() == 0
-    use = leave_one_out(torch.arange(20), torch.arange(20))
-    terms = model.elbo(x, centers, use=use, beta=0.5, generator=seeded(1))
+    mask = leave_one_out(torch.arange(20), torch.arange(20))
+    terms = model.elbo(x, centers, mask=mask, beta=0.5, generator=seeded(1))
     assert close(terms.elbo, terms.reconstruction - 0.5 * terms.kl)
     terms.elbo.mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -434,8 +436,8 @@ def test_rat_step_with_all_neighbors_is_exact():
     cache.update(torch.arange(20), model.centers(x))
     index = torch.tensor([3, 5, 11])
     loss = rat_step(model, cache, x, x[index], index, k=19, generator=seeded(2))
-    use = leave_one_out(index, torch.arange(20))
-    exact = -model.elbo(x[index], model.centers(x), use=use, generator=seeded(2)).elbo.mean()
+    mask = leave_one_out(index, torch.arange(20))
+    exact = -model.elbo(x[index], model.centers(x), mask=mask, generator=seeded(2)).elbo.mean()
     assert close(loss, exact, 1e-5)
     slopes = [torch.autograd.grad(v, list(model.parameters())) for v in (loss, exact)]
     assert all(close(a, b, 1e-4) for a, b in zip(*slopes, strict=True))
@@ -446,9 +448,9 @@ def test_rat_step_is_above_the_exact_loss():
     cache.update(torch.arange(200), model.centers(x) + 0.1)  # an old cache
     index, candidates = torch.arange(4), torch.arange(2, 150)
     loss = rat_step(model, cache, x, x[:4], index, k=3, candidates=candidates, generator=seeded(2))
-    use = leave_one_out(index, candidates)
+    mask = leave_one_out(index, candidates)
     centers = model.centers(x[candidates])
-    exact = -model.elbo(x[:4], centers, use=use, generator=seeded(2)).elbo.mean()
+    exact = -model.elbo(x[:4], centers, mask=mask, generator=seeded(2)).elbo.mean()
     assert exact - 1e-6 <= loss <= exact + math.log(148 / 3)
     assert close(cache.means[:4], model.centers(x[:4]))  # the batch is written back
     assert close(cache.means[199], model.centers(x[199:])[0] + 0.1)
@@ -460,8 +462,8 @@ def test_rat_step_of_another_draw_of_the_data():
     centers = model.centers(gray)
     cache.update(torch.arange(200), centers)
     index = torch.arange(4)
-    x, use = (gray[:4] > 0.5).float(), leave_one_out(index, torch.arange(200))
-    exact = -model.elbo(x, centers, use=use, generator=seeded(2)).elbo.mean()
+    x, mask = (gray[:4] > 0.5).float(), leave_one_out(index, torch.arange(200))
+    exact = -model.elbo(x, centers, mask=mask, generator=seeded(2)).elbo.mean()
     for k in (1, 10, 199):
         loss = rat_step(model, cache, gray, x, index, k=k, generator=seeded(2))
         assert exact - 1e-6 <= loss <= exact + math.log(199 / k) + 1e-6
@@ -484,7 +486,7 @@ def test_nan_in_a_center_is_seen():
     centers[3, 1] = torch.nan
     for share in (False, True):
         assert knn_log_prior(randn(4, 2), centers, HALF, 2, share=share).isnan().all()
-    with pytest.raises(ValueError, match="means must be finite"):
+    with pytest.raises(ValueError, match="means must hold finite values"):
         ExemplarCache(9, 2).update(torch.arange(9), centers.float())
 
 
@@ -496,10 +498,10 @@ def test_learns_two_groups():
     x = (x - (torch.rand(60, 6, generator=g) < 0.05).float()).abs()
     model = model_of(seed=3)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
-    use = leave_one_out(torch.arange(60), torch.arange(60))
+    mask = leave_one_out(torch.arange(60), torch.arange(60))
     found = []
     for _ in range(40):
-        loss = -model.elbo(x, model.centers(x), use=use, generator=g).elbo.mean()
+        loss = -model.elbo(x, model.centers(x), mask=mask, generator=g).elbo.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

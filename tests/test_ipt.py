@@ -1,6 +1,5 @@
 """IPT: damage, PSNR, transformer, contrastive loss and tiles against Pillow, PyTorch and loops."""
 
-import doctest
 import math
 from functools import partial
 
@@ -35,11 +34,6 @@ SMALL = {"channels": 4, "patch_size": 2, "image_size": 8, "num_layers": 2, "num_
 def small(seed=0, tasks=TASKS, **how):
     torch.manual_seed(seed)
     return IPT(tasks, **(SMALL | how))
-
-
-def test_examples():
-    torch.manual_seed(0)
-    assert doctest.testmod(ipt, extraglobs={"torch": torch}).failed == 0
 
 
 # ---- damage ----

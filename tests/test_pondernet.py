@@ -606,7 +606,7 @@ def test_edges_of_the_batch():
     for value, wanted in ((30.0, 1), (-30.0, 7)):
         for batch in (1, 5):
             x = {"logits": torch.full((batch, 7), value), "start": torch.zeros(batch)}
-            for rule in pn.RULES:
+            for rule in pn._RULES:
                 assert (PonderNet(Scripted("tuple"), 7).predict(x, rule=rule).steps == wanted).all()
     empty = PonderNet(pn.RecurrentStep(5, 8, 3), 4).predict(torch.zeros(0, 5))
     assert empty.output.shape == (0, 3) and empty.steps.shape == (0,)

@@ -1,6 +1,5 @@
 """Prism: SciPy and plain loops, projections, lengths, limits, dtypes, bad inputs; probes."""
 
-import doctest
 import math
 
 import numpy as np
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import fft
 
-from ponderlearn.language import prism
 from ponderlearn.language.prism import (
     PrismLayer,
     band_energy,
@@ -40,10 +38,6 @@ def by_scipy(x, low, high):
     index = np.arange(len(x))[:, None]
     kept = np.where((index >= low) & (index <= high), coefficients, 0)
     return torch.from_numpy(fft.idct(kept, axis=0, norm="ortho"))
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(prism).failed == 0
 
 
 @pytest.mark.parametrize("norm", ["ortho", "backward"])

@@ -121,6 +121,25 @@ def test_consistency_by_hand():
     assert classifier_consistency_loss(-huge, huge).isfinite()
 
 
+def test_consistency_of_impossible_classes():
+    "A logit of -inf is probability 0, and 0 log 0 is 0."
+    real = torch.tensor([[0.0, 0.0, -math.inf], [0.0, 0.0, -math.inf], [0.0, -math.inf, 0.0]])
+    rec = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -math.inf], [0.0, -math.inf, 0.0]])
+    rec.requires_grad_()
+    found = classifier_consistency_loss(rec, real, reduction="none")
+    p, q = real.softmax(1), rec.softmax(1)
+    wanted = torch.stack([(p[i, :2] * (p[i, :2] / q[i, :2]).log()).sum() for i in (0, 1)])
+    assert torch.allclose(found[:2], wanted) and found[2] == 0
+    found.sum().backward()
+    assert torch.allclose(rec.grad, (q - p).detach(), atol=1e-6)
+    one, both = torch.tensor([[0.0, -math.inf]]), torch.zeros(1, 2)
+    assert classifier_consistency_loss(one, both) == math.inf  # what is possible is ruled out
+    assert classifier_consistency_loss(both, one).item() == pytest.approx(math.log(2))
+    bad = torch.tensor([[0.0, math.nan]])
+    assert classifier_consistency_loss(both, bad).isnan()
+    assert classifier_consistency_loss(bad, one).isnan()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_consistency_agrees_with_torch(reduction, dtype):
@@ -400,6 +419,43 @@ def test_bad_effects():
         style_effects(net, reader(1), w, lo, hi)
     with pytest.raises(TypeError, match="image_generator must have a method styles"):
         style_effects(nn.Linear(4, 3), reader(), w, lo, hi)
+
+
+def masked(classifier, value, *classes):
+    "The classifier with other logits for some classes."
+
+    def logits(images):
+        out = classifier(images).clone()
+        out[:, list(classes)] = value
+        return out
+
+    return logits
+
+
+@pytest.mark.parametrize("value, classes", [(math.nan, [1]), (math.inf, [0]), (-math.inf, [0, 1])])
+def test_logits_that_make_no_probabilities(value, classes):
+    net, w = small()
+    ends, bad = style_range(net, w), masked(reader(), value, *classes)
+    for output in ("prob", "logit"):
+        with pytest.raises(ValueError, match="what classifier returns must hold finite numbers"):
+            style_effects(net, bad, w, *ends, output=output)
+    with pytest.raises(ValueError, match="what classifier returns must hold finite numbers"):
+        sufficiency(net, bad, w, [], *ends)
+    late = lambda x: reader()(x) if len(x) == 7 else bad(x)  # only for images that were moved
+    with pytest.raises(ValueError, match="what classifier returns must hold finite numbers"):
+        style_effects(net, late, w, *ends)
+
+
+@pytest.mark.parametrize("output", ["prob", "logit"])
+def test_effects_on_a_classifier_that_rules_a_class_out(output):
+    net, w = small()
+    ends, three = style_range(net, w), reader(3)
+    without = style_effects(net, lambda x: three(x)[:, :2], w, *ends, output=output)
+    found = style_effects(net, masked(three, -math.inf, 2), w, *ends, output=output)
+    assert torch.allclose(found.effects[..., :2], without.effects, atol=1e-5)
+    assert torch.allclose(found.base[:, :2], without.base, atol=1e-5)
+    assert not found.effects[..., 2].any()
+    assert (found.base[:, 2] == (0 if output == "prob" else -math.inf)).all()
 
 
 # ---- AttFind ----

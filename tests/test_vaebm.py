@@ -426,7 +426,9 @@ def test_log_partition():
     ) == pytest.approx(0.281046, abs=1e-6)
     weights = -kappa(linear.generate(*linear.noise(400_000, generator=seeded())))
     w = weights.double().exp()
-    assert found.ess == pytest.approx((w.sum() ** 2 / (len(w) * (w**2).sum())).item(), rel=1e-6)
+    assert found.ess_share == pytest.approx(
+        (w.sum() ** 2 / (len(w) * (w**2).sum())).item(), rel=1e-6
+    )
 
 
 class Kappa(nn.Module):

@@ -155,9 +155,9 @@ def _linear(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
-def _mlp(width: int, widening: int, dropout: float) -> nn.Sequential:
+def _mlp(width: int, mlp_ratio: int, dropout: float) -> nn.Sequential:
     "LayerNorm, then two layers with a GELU between."
-    wide = widening * width
+    wide = mlp_ratio * width
     layers = nn.LayerNorm(width), _linear(width, wide), nn.GELU(), _linear(wide, width)
     return nn.Sequential(*layers, nn.Dropout(dropout))
 
@@ -186,13 +186,13 @@ class CrossAttention(nn.Module):
         *,
         num_heads: int = 1,  # attentions beside each other
         qkv_dim: int | None = None,  # W: width of queries, keys, values; None: input_size
-        widening: int = 1,  # hidden width of the MLP, in D
+        mlp_ratio: int = 1,  # hidden width of the MLP, in D
         dropout: float = 0.0,  # on what is added; the paper has none
     ):
         super().__init__()
         qkv_dim = input_size if qkv_dim is None else qkv_dim
         D, C, W = check_sizes(embed_dim=embed_dim, input_size=input_size, qkv_dim=qkv_dim)
-        self.num_heads, widening = check_sizes(num_heads=num_heads, widening=widening)
+        self.num_heads, mlp_ratio = check_sizes(num_heads=num_heads, mlp_ratio=mlp_ratio)
         wanted = f"be a multiple of num_heads = {self.num_heads}"
         check(W % self.num_heads == 0, "qkv_dim", wanted, W)
         dropout = check_number(dropout, "dropout", low=0, high=1, open_high=True)
@@ -201,19 +201,19 @@ class CrossAttention(nn.Module):
         self.gain, self.shift = nn.Parameter(torch.ones(C)), nn.Parameter(torch.zeros(C))
         self.query, self.key, self.value = _linear(D, W), _linear(C, W), _linear(C, W)
         self.out, self.drop = _linear(W, D), nn.Dropout(dropout)
-        self.mlp = _mlp(D, widening, dropout)
+        self.mlp = _mlp(D, mlp_ratio, dropout)
 
 # %% ../../nbs/02_architectures/03_perceiver.ipynb #9f799ca1
 #| code-fold: true
 class _SelfAttention(nn.Module):
     "A layer of the latent transformer: (perceiver-cross) with the latents as input."
 
-    def __init__(self, embed_dim: int, num_heads: int, widening: int, dropout: float):
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int, dropout: float):
         super().__init__()
         self.num_heads, self.norm = num_heads, nn.LayerNorm(embed_dim)
         self.query, self.key, self.value = (_linear(embed_dim, embed_dim) for _ in range(3))
         self.out, self.drop = _linear(embed_dim, embed_dim), nn.Dropout(dropout)
-        self.mlp = _mlp(embed_dim, widening, dropout)
+        self.mlp = _mlp(embed_dim, mlp_ratio, dropout)
 
     def forward(self, z: Tensor) -> Tensor:
         c = self.norm(z)
@@ -252,18 +252,18 @@ class LatentTransformer(nn.Module):
         num_layers: int,  # L
         *,
         num_heads: int = 8,  # attentions beside each other
-        widening: int = 1,  # hidden width of the MLPs, in D
+        mlp_ratio: int = 1,  # hidden width of the MLPs, in D
         dropout: float = 0.0,  # on what is added; the paper has none
     ):
         super().__init__()
-        self.embed_dim, n, heads, widening = check_sizes(
-            embed_dim=embed_dim, num_layers=num_layers, num_heads=num_heads, widening=widening
+        self.embed_dim, n, heads, mlp_ratio = check_sizes(
+            embed_dim=embed_dim, num_layers=num_layers, num_heads=num_heads, mlp_ratio=mlp_ratio
         )
         fits = self.embed_dim % heads == 0
         check(fits, "embed_dim", f"be a multiple of num_heads = {heads}", self.embed_dim)
         dropout = check_number(dropout, "dropout", low=0, high=1, open_high=True)
         check(n <= 10_000, "num_layers", "be at most 10000", n)
-        layers = (_SelfAttention(self.embed_dim, heads, widening, dropout) for _ in range(n))
+        layers = (_SelfAttention(self.embed_dim, heads, mlp_ratio, dropout) for _ in range(n))
         self.layers = nn.ModuleList(layers)
 
 
@@ -310,7 +310,7 @@ class Perceiver(nn.Module):
         cross_heads: int = 1,  # heads of the cross-attends
         latent_heads: int = 8,  # heads of the latent layers
         qkv_dim: int | None = None,  # W of the cross-attends; None: input_size
-        widening: int = 1,  # hidden width of the MLPs, in D
+        mlp_ratio: int = 1,  # hidden width of the MLPs, in D
         dropout: float = 0.0,  # the paper has none
         share_weights: bool = True,  # cross-attends 2..T share theirs, latent transformers theirs
         share_first: bool = False,  # with share_weights: the first cross-attend shares, too
@@ -331,7 +331,7 @@ class Perceiver(nn.Module):
         width = input_size if qkv_dim is None else qkv_dim
         C, W = check_sizes(input_size=input_size, qkv_dim=width)
         check(W % cross_heads == 0, "qkv_dim", f"be a multiple of cross_heads = {cross_heads}", W)
-        more = {"widening": widening, "dropout": dropout}
+        more = {"mlp_ratio": mlp_ratio, "dropout": dropout}
         n_own = T if not share_weights else min(T, 1 if share_first else 2)
         self.latents = nn.Parameter(torch.empty(N, D))
         nn.init.trunc_normal_(self.latents, std=std) if std else nn.init.zeros_(self.latents)
@@ -360,19 +360,19 @@ def rounds(self: Perceiver) -> list[tuple[CrossAttention, LatentTransformer]]:
 
 # %% ../../nbs/02_architectures/03_perceiver.ipynb #d413b192
 #| code-fold: true
-def _check_mask(mask, x: Tensor) -> None:
+def _check_mask(key_mask, x: Tensor) -> None:
     "Check a mask (B, M) of the input's elements."
-    if mask is not None:
-        check_tensor(mask, "mask", tuple(x.shape[:2]), kind="bool", like=x)
+    if key_mask is not None:
+        check_tensor(key_mask, "key_mask", tuple(x.shape[:2]), kind="bool", like=x)
 
 
-def _hidden(mask: Tensor | None, x: Tensor) -> tuple:
+def _hidden(key_mask: Tensor | None, x: Tensor) -> tuple:
     "The input without what lies in masked places, a mask of scores, which rows are not empty."
-    if mask is None:
+    if key_mask is None:
         return x, None, None
-    full = mask.any(1)
-    shown = (mask | ~full[:, None])[:, None, None]  # an empty row looks anywhere, and forgets it
-    return torch.where(mask[..., None], x, 0), shown, full[:, None, None, None]
+    full = key_mask.any(1)
+    shown = (key_mask | ~full[:, None])[:, None, None]  # an empty row sees all, and forgets it
+    return torch.where(key_mask[..., None], x, 0), shown, full[:, None, None, None]
 
 
 @patch
@@ -435,11 +435,13 @@ def _pool(self: CrossAttention, q: Tensor, source: tuple, shown: Tensor | None) 
 
 
 @patch
-def _step(self: CrossAttention, z: Tensor, source: tuple, shown, full, need_weights: bool = False):
+def _step(
+    self: CrossAttention, z: Tensor, source: tuple, shown, full, return_weights: bool = False
+):
     "The latents after (perceiver-cross), and the weights if wanted."
     absorbed, weights = self._absorbs(z.shape[1]), None
     q = self._queries(z, absorbed)
-    if need_weights:
+    if return_weights:
         scores = q @ source[0].transpose(2, 3)
         scores = scores if shown is None else scores.masked_fill(~shown, -math.inf)
         weights = scores.softmax(-1)
@@ -456,8 +458,8 @@ def forward(
     self: CrossAttention,
     z: Tensor,  # (B, N, D): latents
     x: Tensor,  # (B, M, C): input
-    mask: Tensor | None = None,  # (B, M) bool: True where an element is real; None: all are
-    need_weights: bool = False,  # return the weights, too
+    key_mask: Tensor | None = None,  # (B, M) bool: True where an element is real; None: all are
+    return_weights: bool = False,  # return the weights, too
 ) -> Tensor | Attended:
     """The latents (B, N, D) after (perceiver-cross), or `Attended` with the weights.
 
@@ -465,35 +467,35 @@ def forward(
     TypeError for another dtype than the weights'.
 
     >>> layer = CrossAttention(16, 21)
-    >>> layer(torch.randn(2, 5, 16), torch.randn(2, 64, 21), need_weights=True).weights.shape
+    >>> layer(torch.randn(2, 5, 16), torch.randn(2, 64, 21), return_weights=True).weights.shape
     torch.Size([2, 1, 5, 64])"""
     _check_latents(z, self.embed_dim, self.gain)
     check_input(x, "x", (len(z), "M", self.input_size), like=self.gain, nonempty=True)
-    _check_mask(mask, x)
-    check_bool(need_weights=need_weights)
-    x, shown, full = _hidden(mask, x)
+    _check_mask(key_mask, x)
+    check_bool(return_weights=return_weights)
+    x, shown, full = _hidden(key_mask, x)
     source = self._source(F.layer_norm(x, x.shape[2:]), z.shape[1])
-    z, weights = self._step(z, source, shown, full, need_weights)
-    return Attended(z, weights) if need_weights else z
+    z, weights = self._step(z, source, shown, full, return_weights)
+    return Attended(z, weights) if return_weights else z
 
 # %% ../../nbs/02_architectures/03_perceiver.ipynb #f95f7877
 #| code-fold: true
 @patch
-def _run(self: Perceiver, x, mask, need_weights: bool = False) -> tuple[Tensor, list]:
+def _run(self: Perceiver, x, key_mask, return_weights: bool = False) -> tuple[Tensor, list]:
     "The latents after all rounds, and the weights of each; the input is normalized once."
     like, C = self.latents, self.input_size
     float_ = isinstance(x, Tensor) and x.is_floating_point()
     check(float_, "x", "be a tensor of float dtype (scale bytes to [-1, 1] first)", x, TypeError)
     check(x.ndim == 3, "x", f"have shape (B, M, {C}) (byte_array makes it of images)", x)
     check_input(x, "x", ("B", "M", C), like=like, nonempty=True)
-    _check_mask(mask, x)
-    x, shown, full = _hidden(mask, x)
+    _check_mask(key_mask, x)
+    x, shown, full = _hidden(key_mask, x)
     x, z = F.layer_norm(x, (C,)), like.expand(len(x), -1, -1)
     sources, maps = {}, []
     for cross, transformer in self.rounds():
         if cross not in sources:  # keys and values of shared weights are computed once
             sources[cross] = cross._source(x, z.shape[1])
-        z, weights = cross._step(z, sources[cross], shown, full, need_weights)
+        z, weights = cross._step(z, sources[cross], shown, full, return_weights)
         z = transformer(z)
         maps.append(weights)
     return z, maps
@@ -503,7 +505,7 @@ def _run(self: Perceiver, x, mask, need_weights: bool = False) -> tuple[Tensor, 
 def forward(
     self: Perceiver,
     x: Tensor,  # (B, M, C): a byte array
-    mask: Tensor | None = None,  # (B, M) bool: True where an element is real; None: all are
+    key_mask: Tensor | None = None,  # (B, M) bool: True where an element is real; None: all are
     *,
     return_latents: bool = False,  # the latents in place of the logits
 ) -> Tensor:
@@ -516,7 +518,7 @@ def forward(
     >>> net(torch.randn(2, 64, 21)).shape
     torch.Size([2, 8, 16])"""
     check_bool(return_latents=return_latents)
-    z, _ = self._run(x, mask)
+    z, _ = self._run(x, key_mask)
     return z if return_latents or self.classifier is None else self.classifier(z.mean(1))
 
 
@@ -525,7 +527,7 @@ def forward(
 def attention_maps(
     self: Perceiver,
     x: Tensor,  # (B, M, C): a byte array
-    mask: Tensor | None = None,  # (B, M) bool: True where an element is real; None: all are
+    key_mask: Tensor | None = None,  # (B, M) bool: True where an element is real; None: all are
 ) -> Tensor:
     """Weights (T, B, cross_heads, N, M) that the latents give to the elements in each round.
 
@@ -534,7 +536,7 @@ def attention_maps(
     >>> net = Perceiver(21, n_latents=8, embed_dim=16, n_iterations=2, num_layers=1)
     >>> net.attention_maps(torch.randn(3, 64, 21)).shape
     torch.Size([2, 3, 1, 8, 64])"""
-    return torch.stack(self._run(x, mask, need_weights=True)[1])
+    return torch.stack(self._run(x, key_mask, return_weights=True)[1])
 
 # %% ../../nbs/02_architectures/03_perceiver.ipynb #0bef40a4
 #| code-fold: true
@@ -594,7 +596,7 @@ def perceiver_flops(
     num_layers: int = 6,  # L
     cross_heads: int = 1,  # heads of the cross-attends
     qkv_dim: int | None = None,  # W; None: input_size
-    widening: int = 1,  # hidden width of the MLPs, in D
+    mlp_ratio: int = 1,  # hidden width of the MLPs, in D
     share_weights: bool = True,  # as for `Perceiver`; changes the parameters alone
     share_first: bool = False,  # as for `Perceiver`
 ) -> PerceiverCost:
@@ -607,11 +609,11 @@ def perceiver_flops(
     (M,) = check_sizes(n_elements=n_elements)
     sizes = {"n_latents": n_latents, "embed_dim": embed_dim, "n_iterations": n_iterations}
     sizes |= {"num_layers": num_layers, "cross_heads": cross_heads, "qkv_dim": qkv_dim}
-    sizes |= {"widening": widening, "share_weights": share_weights, "share_first": share_first}
+    sizes |= {"mlp_ratio": mlp_ratio, "share_weights": share_weights, "share_first": share_first}
     with torch.device("meta"):
         net = Perceiver(input_size, num_classes, latent_heads=1, **sizes)
     N, D, T, L = (int(n) for n in (n_latents, embed_dim, n_iterations, num_layers))
-    cross, w = net.crosses[0], int(widening)
+    cross, w = net.crosses[0], int(mlp_ratio)
     C, W, h = cross.input_size, cross.qkv_dim, cross.num_heads
     keys_values, scores = T * 2 * M * C * W, T * 2 * N * M * W
     rest = T * (2 * N * D * W + 2 * w * N * D * D)

@@ -30,7 +30,16 @@ from ponderlearn._check import (
     check_tensor,
 )
 from fastcore.basics import patch
-from .._nested import at_least_float32, draw, leaves, length_mask, mlp, reduce, tree_map
+from ponderlearn._nested import (
+    at_least_float32,
+    draw,
+    in_mode,
+    leaves,
+    length_mask,
+    mlp,
+    reduce,
+    tree_map,
+)
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #aebe33f1
 #| code-fold: true
@@ -402,14 +411,8 @@ def permutation_gap(
     many = None if lengths is None else lengths.repeat(n_orders)
     x, B = x.repeat(n_orders, 1, 1), len(x)
     x = shuffle_within(x, groups, lengths=many, generator=generator)
-    modules = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    try:
-        for m in modules:
-            m.training = False
+    with in_mode(False, model):
         out = _answers(model, x, many)
-    finally:
-        for m in modules:
-            m.training = True
     return out.view(n_orders, B, -1).var(0).mean(1).sqrt()
 
 # %% ../../nbs/02_architectures/01_sire.ipynb #c491ed04

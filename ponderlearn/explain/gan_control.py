@@ -24,6 +24,7 @@ from ponderlearn._check import (
     check_choice,
     check_device,
     check_dtype,
+    check_finite,
     check_generator,
     check_input,
     check_int,
@@ -328,7 +329,7 @@ def quantile_margins(
     Margins(tau_pos=1.0, tau_neg=3.0)"""
     check_tensor(f, "f", ("n", "m"), kind="float", nonempty=True)
     check(len(f) > 1, "f", "have at least 2 rows", f)
-    check(bool(f.isfinite().all()), "f", "be finite", "infinity or NaN")
+    check_finite(f, "f")
     high = check_number(high, "high", low=0, high=1, open_low=True)
     low = check_number(low, "low", low=0, high=high, open_high=True)
     n, distance = len(f), pairwise_distance(f.detach(), kind=kind)
@@ -547,7 +548,7 @@ def fit_attribute_encoder(
     sizes = {}
     for x, name, width in ((y, "y", "p"), (w, "w", "d")):
         check_input(x, name, ("n", width), like=weights[0], nonempty=True, sizes=sizes)
-        check(bool(x.isfinite().all()), name, "be finite", "infinity or NaN")
+        check_finite(x, name)
     steps, batch_size = check_sizes(steps=steps, batch_size=batch_size)
     lr = check_number(lr, "lr", low=0, open_low=True)
     check_choice(kind, "kind", ("l1", "l2"))

@@ -26,6 +26,7 @@ from ponderlearn._check import (
     check_bool,
     check_callable,
     check_choice,
+    check_finite,
     check_generator,
     check_input,
     check_int,
@@ -42,11 +43,8 @@ def _values(value_fn: Callable, masks: Tensor) -> Tensor:
     with torch.no_grad():
         out = value_fn(masks)
     check_returns(out, "value_fn", shape=(len(masks),), kind="float")
-    check(out.device.type != "meta", "what value_fn returns", "hold values", "a tensor on meta")
-    out = out.detach().double().cpu()
-    fine = bool(out.isfinite().all())
-    check(fine, "what value_fn returns", "hold finite values", "NaN or infinity")
-    return out
+    check_finite(out, "what value_fn returns")
+    return out.detach().double().cpu()
 
 
 def _check_game(value_fn, n_players, high: int = 10**7) -> int:
@@ -303,7 +301,7 @@ def linear_head_value_fn(
     check_tensor(bias, "bias", ("C",), **how)
     check_tensor(target, "target", ("n",), kind="integer", sizes=sizes, like=features)
     for x, name in ((features, "features"), (weight, "weight"), (bias, "bias")):
-        _check_finite(x, name)
+        check_finite(x, name)
     check(sizes["C"] > 1, "weight", "have at least 2 classes", weight)
     _check_target(target, sizes["C"])
     check_choice(metric, "metric", _METRICS)
@@ -331,12 +329,6 @@ def linear_head_value_fn(
         return right.double().mean(1)
 
     return value_fn
-
-
-def _check_finite(x: Tensor, argument: str) -> None:
-    "ValueError for NaN or infinity, or for a tensor without values."
-    check(x.device.type != "meta", argument, "hold values", "a tensor on meta")
-    check(bool(x.isfinite().all()), argument, "hold finite values", "NaN or infinity")
 
 
 def _check_target(target: Tensor, n_classes: int) -> None:
@@ -455,7 +447,7 @@ class ChannelMask:
             like = next(model.parameters(), calibration)
             check_input(calibration, "calibration", like=like, nonempty=True)
             check(calibration.ndim > 0, "calibration", "have an axis of samples", calibration)
-            _check_finite(calibration, "calibration")
+            check_finite(calibration, "calibration")
         self.model, self.layers, self.ablation = model, list(layers), ablation
         self._modules = [modules[name] for name in layers]
         self._open = self._masks = self._groups = None
@@ -663,7 +655,7 @@ class NetworkValue:
         check(isinstance(masking, ChannelMask), "masking", "be a ChannelMask", masking, TypeError)
         check_input(x, "x", like=masking.fills[0], nonempty=True)
         check(x.ndim > 0, "x", "have an axis of samples", x)
-        _check_finite(x, "x")
+        check_finite(x, "x")
         check_tensor(target, "target", (len(x),), kind="integer", like=x)
         check(target.device.type != "meta", "target", "hold values", "a tensor on meta")
         check(bool((target >= 0).all()), "target", "be >= 0", "a negative label")

@@ -36,6 +36,7 @@ from ponderlearn._check import (
 from .._nested import at_least_float32, draw, frozen, in_mode, reduce
 from ponderlearn.generative.gan import (
     StyleGenerator,
+    _update,
     averaged,
     discriminator_loss,
     generator_loss,
@@ -127,7 +128,7 @@ def classifier_consistency_loss(
 ) -> Tensor:
     """Divergence KL(p(x) || p(x')) of the classifier's answers (sx-classifier), at least float32.
 
-    ValueError for shapes, TypeError for dtypes.
+    A logit may be -inf: probability 0. ValueError for shapes, TypeError for dtypes.
 
     >>> real, rec = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.6, 0.4]]).log()
     >>> classifier_consistency_loss(rec, real)
@@ -137,7 +138,9 @@ def classifier_consistency_loss(
     check_tensor(logits_real, "logits_real", tuple(logits_rec.shape), **how)
     log_p = at_least_float32(logits_real.detach()).log_softmax(1)
     log_q = at_least_float32(logits_rec).log_softmax(1)
-    return reduce((log_p.exp() * (log_p - log_q)).sum(1), reduction)  # (sx-classifier)
+    p = log_p.exp()
+    terms = torch.where(p == 0, 0.0, p * (log_p - log_q))  # where p is 0, so is p log p
+    return reduce(terms.sum(1), reduction)  # (sx-classifier)
 
 # %% ../../nbs/05_explain/03_stylex.ipynb #5b098603
 #| code-fold: true
@@ -226,6 +229,15 @@ def _logits(classifier: Callable, images: Tensor) -> Tensor:
     return at_least_float32(out)
 
 
+def _answered(classifier: Callable, images: Tensor) -> Tensor:
+    "Logits that make probabilities; looks at values."
+    out = _logits(classifier, images)
+    fine = bool(out.amax(1).isfinite().all())  # that of a row with NaN is NaN
+    wanted = "hold finite numbers, or -inf for some classes of an image"
+    check(fine, "what classifier returns", wanted, "NaN, infinity or -inf for all")
+    return out
+
+
 def _encoded(encoder, x: Tensor, width: int | str = "w_dim") -> Tensor:
     "Latents of images, checked."
     shape = (len(x), width)
@@ -274,7 +286,7 @@ def train_stylex(
     size = ("H", "W") if side is None else (side, side)
     check_tensor(real, "real", ("n", "C", *size), kind="float", nonempty=True)
     check_input(real, "real", like=next(encoder.parameters(), real))
-    check(bool(real.isfinite().all()), "real", "be finite", "infinity or NaN")
+    check_finite(real, "real")
     steps, batch_size, r1_every = check_sizes(steps=steps, batch_size=batch_size, r1_every=r1_every)
     check_bool(conditioned=conditioned)
     weights = _Terms(
@@ -313,10 +325,10 @@ def train_stylex(
             d_loss = discriminator_loss(judge(x), judge(fake.detach()))
             if r1_weight > 0 and step % r1_every == 0:
                 d_loss = d_loss + r1_weight * r1_every * r1_penalty(judge, x)
-            _update(optimizers[1], d_loss, parts[1])
+            _update(optimizers[1], d_loss, parts[1], None)
             use = encoder, classifier, w, fake
             found = _generator_terms(use, x, logits, weights, perceptual, judge)
-            _update(optimizers[0], found["loss"], parts[0])
+            _update(optimizers[0], found["loss"], parts[0], None)
             for fall in falls:
                 fall.step()
             if average is not None:
@@ -329,13 +341,6 @@ def train_stylex(
         raise FloatingPointError("a loss must stay finite, got NaN or infinity; lower lr")
     kept = both if average is None else average.module
     return TrainedStylEx(kept[0].eval(), kept[1].eval(), history)
-
-
-def _update(optimizer, loss: Tensor, parameters: list) -> None:
-    "One step on these parameters alone."
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)
-    optimizer.step()
 
 # %% ../../nbs/05_explain/03_stylex.ipynb #a7090eb1
 #| code-fold: true
@@ -619,12 +624,12 @@ def sufficiency(
         styles = _styles(image_generator, w)
         _range(lo, hi, styles)
         attributes = _attributes(attributes, styles.shape[1])
-        logits = _logits(classifier, _images(image_generator, styles))
+        logits = _answered(classifier, _images(image_generator, styles))
         base, target = logits.argmax(1), _targets(target, logits)
         for k in ks:
             moved = _moved(styles, attributes[:k], torch.stack([lo, hi]), shift)
             images = _images(image_generator, moved)
-            now = _logits(classifier, images).argmax(1)
+            now = _answered(classifier, images).argmax(1)
             hit = (now == target) & (base != target)
             real = hit.new_ones(len(hit))
             if is_real is not None:
@@ -739,7 +744,8 @@ class _Task(NamedTuple):
 def _effects(task: _Task, styles: Tensor, target, tried: Tensor, screen) -> StyleEffects:
     "`style_effects`, from styles (N, K), with a mask (K,) of the coordinates to try."
     rest = _Rest(task.image_generator, styles)
-    logits = torch.cat([_logits(task.classifier, x) for x in rest.images.split(task.chunk_size)])
+    parts = rest.images.split(task.chunk_size)
+    logits = torch.cat([_answered(task.classifier, x) for x in parts])
     own = _targets(target, logits)
     tried = tried.expand_as(styles)
     if screen is not None:
@@ -750,9 +756,10 @@ def _effects(task: _Task, styles: Tensor, target, tried: Tensor, screen) -> Styl
     answer = _answer(logits, task.output)
     effects = answer.new_zeros(len(styles), 2, styles.shape[1], answer.shape[1])
     for i, j, images in rest.moved(tried, task):  # (b,), (b,), (2, b, C, H, W)
-        out = _logits(task.classifier, images.flatten(0, 1))
+        out = _answered(task.classifier, images.flatten(0, 1))
         out = _answer(out, task.output).unflatten(0, (2, -1))
-        effects[i, :, j] = (out - answer[i]).transpose(0, 1)  # (sx-effect)
+        change = torch.where(out == answer[i], 0.0, out - answer[i])  # of equal infinities: none
+        effects[i, :, j] = change.transpose(0, 1)  # (sx-effect)
     effects.masked_fill_((styles[:, None] == task.ends)[..., None], 0.0)
     if target is not None:
         effects = effects.take_along_dim(own[:, None, None, None], 3)[..., 0]

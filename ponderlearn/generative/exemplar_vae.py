@@ -25,6 +25,7 @@ from ponderlearn._check import (
     check,
     check_callable,
     check_choice,
+    check_finite,
     check_generator,
     check_input,
     check_int,
@@ -41,18 +42,18 @@ from .._nested import at_least_float32, draw, no_autocast
 _FAR = -1e30  # the logarithm of "not used": finite, so that gradients stay numbers
 
 
-def _check_use(use: Tensor | None, shape: tuple, k: int, like: Tensor) -> None:
+def _check_mask(mask: Tensor | None, shape: tuple, k: int, like: Tensor) -> None:
     "ValueError unless the mask keeps `k` exemplars in each row; its values are looked at."
-    if use is None:
+    if mask is None:
         return
-    check_tensor(use, "use", shape, kind="bool", like=like)
-    if use.is_meta or torch.compiler.is_compiling():
+    check_tensor(mask, "mask", shape, kind="bool", like=like)
+    if mask.is_meta or torch.compiler.is_compiling():
         return
-    short = use.sum(1) < k
+    short = mask.sum(1) < k
     if short.any():
         row = int(short.nonzero()[0])
         left = "no exemplar" if k == 1 else f"fewer than {k}"
-        check(False, "use", f"keep at least {k} in each row", f"{left} left for row {row}")
+        check(False, "mask", f"keep at least {k} in each row", f"{left} left for row {row}")
 
 
 def _together(*xs: Tensor) -> list[Tensor]:
@@ -89,17 +90,17 @@ def _squared_distances(z: Tensor, centers: Tensor) -> Tensor:
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #ebc72f76
 #| code-fold: true
-def _log_sum(log_components: Tensor, use: Tensor | None) -> Tensor:
+def _log_sum(log_components: Tensor, mask: Tensor | None) -> Tensor:
     "The logarithm of the sum over the used components, (B, M) -> (B,)."
-    if use is not None:
-        log_components = log_components.masked_fill(~use, _FAR)
+    if mask is not None:
+        log_components = log_components.masked_fill(~mask, _FAR)
     return log_components.logsumexp(1)
 
 
-def _log_count(use: Tensor | None, n, components: int, like: Tensor) -> Tensor:
+def _log_count(mask: Tensor | None, n, components: int, like: Tensor) -> Tensor:
     "log n; by default the number of components that each row uses."
     if n is None:
-        n = components if use is None else use.sum(1)
+        n = components if mask is None else mask.sum(1)
     if not isinstance(n, Tensor):
         return like.new_tensor(math.log(n))
     return n.to(like.dtype).log()
@@ -110,20 +111,20 @@ def exemplar_log_prior(
     centers: Tensor,  # codes of the exemplars, float (M, d)
     log_var: Tensor,  # log sigma^2 of all components, float () or (d,)
     *,
-    use: Tensor | None = None,  # bool (B, M): the exemplars that count for a row; None: all
+    mask: Tensor | None = None,  # bool (B, M): the exemplars that count for a row; None: all
     n: int | Tensor | None = None,  # divisor >= 1, integer or (B,); None: how many count
     chunk_size: int | None = None,  # exemplars at once; None: all
 ) -> Tensor:
     """Log density of the mixture at each row of `z` (ev-prior), float32 or float64 (B,).
 
     With `n` larger than the number of exemplars given it is the lower bound (ev-bound). ValueError
-    for shapes that do not fit and for a row of `use` that keeps nothing, TypeError for dtypes.
+    for shapes that do not fit and for a row of `mask` that keeps nothing, TypeError for dtypes.
 
     >>> exemplar_log_prior(torch.tensor([[0.7]]), torch.zeros(1, 1), torch.tensor(0.0))
     tensor([-1.1639])"""
     _check_mixture(z, centers, log_var)
     M, d = centers.shape
-    _check_use(use, (len(z), M), 1, z)
+    _check_mask(mask, (len(z), M), 1, z)
     _check_n(n, len(z), z)
     chunk_size = M if chunk_size is None else check_int(chunk_size, "chunk_size", low=1)
     z, centers, log_var = _together(z, centers, log_var)
@@ -134,15 +135,15 @@ def exemplar_log_prior(
         for first in range(0, M, min(chunk_size, M)):
             part = slice(first, first + chunk_size)
             squares = _squared_distances(z * scale, centers[part] * scale)
-            sums.append(_log_sum(top - squares / 2, None if use is None else use[:, part]))
-    return torch.stack(sums).logsumexp(0) - _log_count(use, n, M, z)  # (ev-prior)
+            sums.append(_log_sum(top - squares / 2, None if mask is None else mask[:, part]))
+    return torch.stack(sums).logsumexp(0) - _log_count(mask, n, M, z)  # (ev-prior)
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #df684b1c
 def leave_one_out(
     index: Tensor,  # which example each row is: its number in the data set, integer (B,)
     exemplars: Tensor,  # which examples the exemplars are, integer (M,)
 ) -> Tensor:
-    """The mask `use` for which no row is its own exemplar (ev-loo), bool (B, M).
+    """The `mask` for which no row is its own exemplar (ev-loo), bool (B, M).
 
     Hand in numbers of clusters in place of examples to leave out whole clusters. TypeError or
     ValueError for what are no such vectors.
@@ -219,7 +220,7 @@ def mixture_kl_bound(
     centers: Tensor,  # codes of the exemplars, float (M, d)
     log_var: Tensor,  # log sigma^2 of all components, float () or (d,)
     *,
-    use: Tensor | None = None,  # bool (B, M): the exemplars that count for a row; None: all
+    mask: Tensor | None = None,  # bool (B, M): the exemplars that count for a row; None: all
 ) -> Tensor:
     """An upper bound of KL(q || mixture) in closed form (ev-kl-bound), float32 or float64 (B,).
 
@@ -230,25 +231,25 @@ def mixture_kl_bound(
     check_tensor(mu, "mu", ("B", "d"), kind="float")
     check_tensor(log_var_q, "log_var_q", tuple(mu.shape), kind="float", like=mu)
     _check_mixture(mu, centers, log_var)
-    _check_use(use, (len(mu), len(centers)), 1, mu)
+    _check_mask(mask, (len(mu), len(centers)), 1, mu)
     mu, log_var_q, centers, log_var = _together(mu, log_var_q, centers, log_var)
     scale = (-log_var / 2).exp()
     ratio = log_var_q - log_var  # (B, d)
     with no_autocast(mu):
         squares = _squared_distances(mu * scale, centers * scale)  # (B, M)
     kl = 0.5 * (squares + (ratio.exp() - 1 - ratio).sum(1, keepdim=True))  # to each component
-    return _log_count(use, None, len(centers), mu) - _log_sum(-kl, use)  # (ev-kl-bound)
+    return _log_count(mask, None, len(centers), mu) - _log_sum(-kl, mask)  # (ev-kl-bound)
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #33cdd7e9
-def _search(z: Tensor, centers: Tensor, k: int, use: Tensor | None) -> Tensor:
+def _search(z: Tensor, centers: Tensor, k: int, mask: Tensor | None) -> Tensor:
     "Places of the k centers nearest to each row, (B, k), in any order; without gradients."
     z, centers = _together(z.detach(), centers.detach())
     middle = centers.mean(0)
     z, centers = z - middle, centers - middle
     with no_autocast(z):  # without the square of z, the same for all centers
         squares = torch.addmm(centers.square().sum(1), z, centers.T, alpha=-2)
-    if use is not None:
-        squares = squares.masked_fill_(~use, torch.inf)
+    if mask is not None:
+        squares = squares.masked_fill_(~mask, torch.inf)
     return squares.topk(k, dim=1, largest=False, sorted=False).indices
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #952a1dc6
@@ -258,14 +259,14 @@ def knn_log_prior(
     log_var: Tensor,  # log sigma^2 of all components, float () or (d,)
     k: int,  # exemplars that are summed for a row, 1 .. M
     *,
-    use: Tensor | None = None,  # bool (B, M): the exemplars that count for a row; None: all
+    mask: Tensor | None = None,  # bool (B, M): the exemplars that count for a row; None: all
     search_centers: Tensor | None = None,  # older codes (M, d) to search among; None: `centers`
     share: bool = False,  # sum over the neighbors of all rows
 ) -> Tensor:
     """A lower bound of `exemplar_log_prior` from the k nearest exemplars (ev-bound), (B,).
 
     A NaN in a center makes all rows NaN. An array (B, k, d) is made; with `share` it is (B, U), for
-    the U <= B k different neighbors. ValueError for k outside 1 .. M or a row of `use` that keeps
+    the U <= B k different neighbors. ValueError for k outside 1 .. M or a row of `mask` that keeps
     fewer, and else as `exemplar_log_prior`.
 
     >>> z, centers = torch.tensor([[0.2]]), torch.tensor([[0.0], [1.0], [3.0], [6.0]])
@@ -273,18 +274,18 @@ def knn_log_prior(
     tensor([-1.5612])"""
     _check_mixture(z, centers, log_var)
     k = check_int(k, "k", low=1, high=len(centers))
-    _check_use(use, (len(z), len(centers)), k, z)
+    _check_mask(mask, (len(z), len(centers)), k, z)
     check(isinstance(share, bool), "share", "be True or False", describe(share), TypeError)
     if search_centers is not None:
         shape = tuple(centers.shape)
         check_tensor(search_centers, "search_centers", shape, kind="float", like=z)
-    near = _search(z, centers if search_centers is None else search_centers, k, use)  # (B, k)
-    n = len(centers) if use is None else use.sum(1)
+    near = _search(z, centers if search_centers is None else search_centers, k, mask)  # (B, k)
+    n = len(centers) if mask is None else mask.sum(1)
     if share:
         near = near.unique()  # (U,), U <= B k
-        use = None if use is None else use[:, near]
+        mask = None if mask is None else mask[:, near]
         known = 0 * centers.detach().mean()
-        return exemplar_log_prior(z, centers[near], log_var, use=use, n=n) + known  # (ev-bound)
+        return exemplar_log_prior(z, centers[near], log_var, mask=mask, n=n) + known  # (ev-bound)
     z, near_centers, log_var = _together(z, centers[near], log_var)
     squares = (z[:, None] - near_centers).square() * (-log_var).exp()  # (B, k, d)
     log_components = -0.5 * (math.log(2 * math.pi) + log_var + squares).sum(2)
@@ -412,14 +413,14 @@ def elbo(
     x: Tensor,  # data, float (B, ...)
     centers: Tensor,  # codes of the exemplars, float (M, d)
     *,
-    use: Tensor | None = None,  # bool (B, M): leave-one-out in training; None at test
+    mask: Tensor | None = None,  # bool (B, M): leave-one-out in training; None at test
     beta: float = 1.0,  # weight of the KL
     generator: torch.Generator | None = None,  # of the draw of z
 ) -> ElboTerms:
     """The bound with the exemplar prior (ev-elbo), NamedTuple of (B,).
 
     Errors as `exemplar_log_prior`."""
-    prior = partial(exemplar_log_prior, centers=centers, log_var=self.log_var_prior, use=use)
+    prior = partial(exemplar_log_prior, centers=centers, log_var=self.log_var_prior, mask=mask)
     return elbo_terms(x, self.encode, self.decode_log_prob, prior, beta=beta, generator=generator)
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #f7cbfebd
@@ -508,7 +509,7 @@ def update(
     check_tensor(index, "index", ("B",), kind="integer", like=self.means)
     check_tensor(means, "means", (len(index), dim), kind="float", like=self.means)
     if not (means.is_meta or torch.compiler.is_compiling()):
-        check(bool(means.isfinite().all()), "means", "be finite", "NaN or infinity")
+        check_finite(means, "means")
     _write(self, index.long(), means)
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #38a63c04
@@ -519,12 +520,12 @@ def nearest(
     z: Tensor,  # points of the latent space, float (B, dim)
     k: int,  # how many
     *,
-    use: Tensor | None = None,  # bool, a column for each example or candidate; None: all
+    mask: Tensor | None = None,  # bool, a column for each example or candidate; None: all
     candidates: Tensor | None = None,  # numbers of the examples to search, integer (M,)
 ) -> Tensor:
     """Numbers of the k nearest examples of each row, int64 (B, k), in any order.
 
-    RuntimeError for an entry that was never written, ValueError for a row of `use` that keeps
+    RuntimeError for an entry that was never written, ValueError for a row of `mask` that keeps
     fewer than k."""
     check_tensor(z, "z", ("B", self.means.shape[1]), kind="float", like=self.means)
     means, written = self.means, self.written
@@ -533,11 +534,11 @@ def nearest(
         candidates = candidates.long()
         means, written = (t.index_select(0, candidates) for t in (means, written))
     k = check_int(k, "k", low=1, high=len(means))
-    _check_use(use, (len(z), len(means)), k, z)
+    _check_mask(mask, (len(z), len(means)), k, z)
     if not (written.is_meta or torch.compiler.is_compiling()):
         known = bool(written.all())
         check(known, "candidates", "be written", "cache entry never written", RuntimeError)
-    near = _search(z, means, k, use)
+    near = _search(z, means, k, mask)
     return near if candidates is None else candidates[near]
 
 # %% ../../nbs/04_generative/04_exemplar_vae.ipynb #96693080
@@ -577,17 +578,17 @@ def rat_step(
         candidates = torch.arange(len(data), device=data.device)
     check_tensor(candidates, "candidates", ("M",), kind="integer", like=cache.means)
     candidates = candidates.unique()
-    use = leave_one_out(index, candidates)
+    mask = leave_one_out(index, candidates)
     mu, log_var = model.encode(x)
     with torch.no_grad():
         _write(cache, index.long(), model.centers(data[index]))
 
     def log_prior(z):
-        near = cache.nearest(z, k, use=use, candidates=candidates).unique()
+        near = cache.nearest(z, k, mask=mask, candidates=candidates).unique()
         centers = model.centers(data[near])  # afresh, with gradients
         _write(cache, near, centers)
-        mask, n = leave_one_out(index, near), use.sum(1)
-        return exemplar_log_prior(z, centers, model.log_var_prior, use=mask, n=n)
+        others, n = leave_one_out(index, near), mask.sum(1)
+        return exemplar_log_prior(z, centers, model.log_var_prior, mask=others, n=n)
 
     terms = elbo_terms(
         x, lambda _: (mu, log_var), model.decode_log_prob, log_prior, beta=beta, generator=generator
@@ -657,7 +658,7 @@ def knn_predict(
     check_tensor(codes, "codes", ("B", "d"), kind="float", sizes=sizes, like=train_codes)
     k = check_int(k, "k", low=1, high=len(train_codes))
     for x, name in ((train_codes, "train_codes"), (codes, "codes")):
-        check(bool(x.isfinite().all()), name, "be finite", "NaN or infinity")
+        check_finite(x, name)
     train, codes = _together(train_codes, codes)
     near = _search(codes, train, k, None)  # (B, k)
     distances = (codes[:, None] - train[near]).norm(dim=2)

@@ -25,6 +25,7 @@ from ponderlearn._check import (
     check_bool,
     check_callable,
     check_choice,
+    check_finite,
     check_generator,
     check_input,
     check_int,
@@ -32,6 +33,7 @@ from ponderlearn._check import (
     check_returns,
     check_sizes,
     check_tensor,
+    check_values,
 )
 from .._nested import align, at_least_float32, draw, reduce
 
@@ -82,7 +84,7 @@ class GaussianDiffusion(nn.Module):
     ):
         super().__init__()
         check_tensor(betas, "betas", ("T",), kind="float", nonempty=True)
-        check(betas.device.type != "meta", "betas", "hold values", "a tensor on meta")
+        check_values(betas, "betas")
         betas = betas.detach().double()
         inside = bool(((betas > 0) & (betas < 1)).all())
         check(inside, "betas", "lie in (0, 1)", "a value outside")
@@ -425,7 +427,7 @@ class LossSecondMomentSampler:
         t, losses = t.detach().cpu().long(), losses.detach().cpu().double()
         inside = bool(((t >= 0) & (t < self.n_steps)).all())
         check(inside, "t", f"lie in 0..{self.n_steps - 1}", "a step outside")
-        check(bool(losses.isfinite().all()), "losses", "be finite", "NaN or infinity")
+        check_finite(losses, "losses")
         order = t.argsort(stable=True)
         t, losses = t[order], losses[order]
         counts = torch.bincount(t, minlength=self.n_steps)
@@ -1049,7 +1051,7 @@ def classifier_loss(
     diffusion: GaussianDiffusion,  # the process; on the device of x0
     classifier: Callable,  # classifier(x, t) -> logits (B, K)
     x0: Tensor,  # images (B, C, ...), float in [-1, 1]
-    y: Tensor,  # (B,) integer: their classes
+    target: Tensor,  # (B,) integer: their classes
     t: Tensor | None = None,  # (B,) integer: steps, from 0; None: drawn evenly
     *,
     reduction: str = "mean",  # "mean" over rows, "none" or "sum"
@@ -1060,15 +1062,15 @@ def classifier_loss(
     TypeError, ValueError.
 
     >>> process = GaussianDiffusion(beta_schedule("cosine", 50))
-    >>> x0, y = torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])
-    >>> classifier_loss(process, lambda x, t: torch.zeros(len(x), 2), x0, y)  # log 2: it guesses
+    >>> x0, target = torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])
+    >>> classifier_loss(process, lambda x, t: torch.zeros(len(x), 2), x0, target)  # log 2
     tensor(0.6931)"""
     _check_diffusion(diffusion)
     check_callable(classifier, "classifier", "classifier(x, t) -> logits")
     check_generator(generator)
     x0 = _images(x0, "x0")
     n = len(x0)
-    check_tensor(y, "y", (n,), kind="integer", like=x0)
+    check_tensor(target, "target", (n,), kind="integer", like=x0)
     if t is None:
         t = draw(torch.randint, diffusion.n_steps, (n,), generator=generator, device=x0.device)
     check_tensor(t, "t", (n,), kind="integer", like=x0)
@@ -1077,5 +1079,5 @@ def classifier_loss(
     logits = classifier(xt, diffusion.timesteps[t])
     check_returns(logits, "classifier", shape=(n, "K"), kind="float", like=x0)
     log_prob = at_least_float32(logits).log_softmax(1)
-    loss = -log_prob.gather(1, y.long()[:, None])[:, 0]  # (gd-classifier)
+    loss = -log_prob.gather(1, target.long()[:, None])[:, 0]  # (gd-classifier)
     return reduce(loss, reduction)

@@ -476,7 +476,7 @@ class LogPartition(NamedTuple):
     "What `VAEBM.log_partition` returns."
 
     log_z: float  # log of the mean weight
-    ess: float  # effective share of the samples, in (0, 1]; far below 0.01: do not trust log_z
+    ess_share: float  # effective share of samples, in (0, 1]; far below 0.01: do not trust log_z
 
 
 class VAEBM(nn.Module):
@@ -768,5 +768,5 @@ def log_partition(
     with torch.no_grad(), in_mode(False, self):
         weights = self.log_weight(self._generate(*self.noise(n, generator=generator))).double()
     log_z = weights.logsumexp(0) - math.log(n)
-    ess = (2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp() / n
-    return LogPartition(log_z.item(), ess.item())
+    share = (2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp() / n
+    return LogPartition(log_z.item(), share.item())

@@ -24,6 +24,7 @@ from ponderlearn._check import (
     check_bool,
     check_callable,
     check_choice,
+    check_finite,
     check_generator,
     check_int,
     check_number,
@@ -52,9 +53,9 @@ class WordCards:
     """A world with a hidden human: posts, references of a hasty author, utilities and choices.
 
     Token ids: 0 padding, 1 end of the post, 2 end of the summary, words from 3 on. Draws without
-    `generator=` come from the seed. TypeError or ValueError for arguments.
+    `generator=` come from the world's own. TypeError or ValueError for arguments.
 
-    >>> world = WordCards()
+    >>> world = WordCards(generator=torch.Generator().manual_seed(0))
     >>> world.decode(world.references(world.posts(1)))
     ['reward dog river']"""
 
@@ -66,9 +67,9 @@ class WordCards:
         *,
         post_length: int = 6,  # words of a post
         max_words: int = 5,  # words of a summary at most
-        noise: float = 0.5,  # temperature of the human's choices, in units of utility
+        temperature: float = 0.5,  # of the human's choices: divides differences of utility
         slips: float = 0.04,  # probability of a wrong word, and of a repetition
-        seed: int = 0,  # of draws without a generator
+        generator: torch.Generator | None = None,  # of draws that get none; None: torch's own
     ):
         self.words, n = _words(words), len(words)
         for name, numbers in (("worth", worth), ("keep", keep)):
@@ -80,11 +81,11 @@ class WordCards:
         self.keep = torch.tensor([0.0] * 3 + keep)
         self.post_length = check_int(post_length, "post_length", low=1, high=n)
         self.max_words = check_int(max_words, "max_words", low=1, high=10_000)
-        self.noise = check_number(noise, "noise", low=0, open_low=True)
+        self.temperature = check_number(temperature, "temperature", low=0, open_low=True)
         self.slips = check_number(slips, "slips", low=0, high=1)
         self.vocab_size = n + 3
-        seed = check_int(seed, "seed", low=0, high=2**31 - 1)
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        check_generator(generator)
+        self._generator = generator
 
     def posts(
         self,
@@ -148,7 +149,7 @@ class WordCards:
             self._checked(y, name, y.shape[1])
         difference = self.utility(posts, a) - self.utility(posts, b)
         chance = self._rand(generator, len(posts)).to(posts.device)
-        return chance < torch.sigmoid(difference / self.noise)  # (sf-choice)
+        return chance < torch.sigmoid(difference / self.temperature)  # (sf-choice)
 
     def decode(
         self,
@@ -528,7 +529,7 @@ class RewardModel(nn.Module):
         check_tensor(reference_scores, "reference_scores", ("n",), kind="float", nonempty=True)
         check_tensor(reference_scores, "reference_scores", like=self.offset)
         mean = reference_scores.mean()
-        check(bool(mean.isfinite()), "reference_scores", "be finite", "NaN or infinity")
+        check_finite(mean, "reference_scores")
         self.offset += mean
 
 # %% ../../nbs/09_language/03_summarize_feedback.ipynb #7042ba6f
@@ -787,7 +788,7 @@ def best_of_n(
     n = _check_n(n, M).to(proxy.device)
     for name, x in (("proxy", proxy), ("gold", gold)):
         if x.device.type != "meta":
-            check(bool(x.isfinite().all()), name, "be finite", "NaN or infinity")
+            check_finite(x, name)
     proxy, order = proxy.double().sort(-1)
     gold = gold.double().gather(-1, order)
     rank = torch.arange(1, M + 1, device=proxy.device).double()

@@ -31,11 +31,11 @@ def centers():
     return torch.randn(8, 2)
 
 
-def use():
+def mask():
     torch.manual_seed(8)
-    mask = torch.rand(5, 8) < 0.5
-    mask[:, :3] = True
-    return mask
+    kept = torch.rand(5, 8) < 0.5
+    kept[:, :3] = True
+    return kept
 
 
 def log_var():
@@ -87,7 +87,7 @@ EXAMPLES = {
         z=z(),
         centers=centers(),
         log_var=log_var(),
-        use=use(),
+        mask=mask(),
         n=ok(9, 10**30),
         chunk_size=ok(3, 10**30),
     ),
@@ -102,7 +102,7 @@ EXAMPLES = {
         log_var_q=z(1),
         centers=centers(),
         log_var=log_var(),
-        use=use(),
+        mask=mask(),
     ),
     "knn_log_prior": lambda: Call(
         ev.knn_log_prior,
@@ -110,7 +110,7 @@ EXAMPLES = {
         centers=centers(),
         log_var=log_var(),
         k=3,
-        use=use(),
+        mask=mask(),
         search_centers=centers(),
         share=False,
     ),
@@ -136,7 +136,7 @@ EXAMPLES = {
         model().elbo,
         x=images(),
         centers=centers(),
-        use=use(),
+        mask=mask(),
         beta=ok(0.5, 0, 1.5, 10**30),
         generator=seeded(),
     ),
@@ -147,7 +147,7 @@ EXAMPLES = {
         cache().update, index=torch.tensor([0, 3, 4, 6, 7]), means=z()
     ),
     "ExemplarCache.nearest": lambda: Call(
-        cache().nearest, z=z(), k=2, use=use()[:, :6], candidates=torch.tensor([7, 1, 2, 5, 4, 0])
+        cache().nearest, z=z(), k=2, mask=mask()[:, :6], candidates=torch.tensor([7, 1, 2, 5, 4, 0])
     ),
     "rat_step": lambda: Call(
         ev.rat_step,

@@ -5,7 +5,7 @@ from ponderlearn.architectures import perceiver
 from ponderlearn.architectures.perceiver import CrossAttention, LatentTransformer, Perceiver
 
 
-def mask():
+def key_mask():
     return ok(
         torch.tensor([[True, False, True, True], [True] * 4, [False, True, True, False]]), None
     )
@@ -60,15 +60,15 @@ EXAMPLES = {
         input_size=5,
         num_heads=2,
         qkv_dim=4,
-        widening=2,
+        mlp_ratio=2,
         dropout=ok(0.0, 0),
     ),
     "CrossAttention.forward": lambda: Call(
         CrossAttention(8, 5),
         z=torch.rand(3, 6, 8),
         x=torch.rand(3, 4, 5),
-        mask=mask(),
-        need_weights=False,
+        key_mask=key_mask(),
+        return_weights=False,
     ),
     "LatentTransformer": lambda: made(
         LatentTransformer,
@@ -76,7 +76,7 @@ EXAMPLES = {
         embed_dim=8,
         num_layers=2,
         num_heads=4,
-        widening=2,
+        mlp_ratio=2,
         dropout=ok(0.0, 0),
     ),
     "LatentTransformer.forward": lambda: Call(
@@ -94,17 +94,17 @@ EXAMPLES = {
         cross_heads=2,
         latent_heads=4,
         qkv_dim=4,
-        widening=2,
+        mlp_ratio=2,
         dropout=ok(0.0, 0),
         share_weights=True,
         share_first=False,
         latent_std=ok(0.02, 0, 1.5, 10**30),
     ),
     "Perceiver.forward": lambda: Call(
-        net(), x=torch.rand(3, 4, 5), mask=mask(), return_latents=False
+        net(), x=torch.rand(3, 4, 5), key_mask=key_mask(), return_latents=False
     ),
     "Perceiver.attention_maps": lambda: Call(
-        net().attention_maps, x=torch.rand(3, 4, 5), mask=mask()
+        net().attention_maps, x=torch.rand(3, 4, 5), key_mask=key_mask()
     ),
     "perceiver_flops": lambda: Call(
         perceiver.perceiver_flops,
@@ -117,7 +117,7 @@ EXAMPLES = {
         num_layers=2,
         cross_heads=2,
         qkv_dim=4,
-        widening=2,
+        mlp_ratio=2,
         share_weights=True,
         share_first=False,
     ),

@@ -148,7 +148,7 @@ EXAMPLES = {
         generator=generator(),
     ),
     "PonderOutput": lambda: made(
-        pn.PonderOutput, x(), net=net(), rule="threshold", threshold=ok(0.5, 1)
+        pn.PonderOutput, x(), model=net(), rule="threshold", threshold=ok(0.5, 1)
     ),
     "PonderOutput.forward": lambda: Call(pn.PonderOutput(net()), x=x()),
     "RecurrentStep": lambda: made(

@@ -66,9 +66,9 @@ EXAMPLES = {
         keep=ok((0.5, 0.5, 0.5)),
         post_length=2,
         max_words=3,
-        noise=ok(0.5, *big),
+        temperature=ok(0.5, *big),
         slips=ok(0.0, 0),
-        seed=ok(0, 10**30),
+        generator=seeded(),
     ).then(lambda made: made.posts(2)),
     "WordCards.posts": lambda: Call(world().posts, n=3, generator=seeded()),
     "WordCards.references": lambda: Call(
