@@ -432,8 +432,9 @@ def _agree(old, new, exact):
         return spans and _same_value(old["here"], new["here"])
     if low_high is None or (ends is None and isinstance(new["here"], str)):
         return True
-    middle = sum(ends) / 2 if ends else new["here"]
-    return low_high[0] <= middle <= low_high[1] or any(_close(middle, x) for x in low_high)
+    low, high = ends or (new["here"], new["here"])
+    apart = low > low_high[1] or high < low_high[0]
+    return not apart or _close(low, low_high[1]) or _close(high, low_high[0])
 
 
 def same_machine(
