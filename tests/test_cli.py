@@ -903,6 +903,8 @@ AGREE = [  # stored, changes, on the same machine, elsewhere
     (SPAN, {"holds": "no", "timing": True}, False, False),
     (SPAN, {"holds": "suggestive"}, True, True),
     (SPAN | {"holds": "no"}, {"holds": "suggestive"}, False, False),
+    (SPAN | {"holds": "suggestive"}, {"holds": "no"}, False, True),
+    (SPAN | {"holds": "suggestive"}, {"holds": "yes"}, False, False),
     (SPAN, {"rule": "in other words"}, True, True),
     (SPAN, {"note": "a remark", "paper": 7, "cell": "fig-other"}, True, True),
     (ROW, {"here": 7}, False, True),  # elsewhere without an interval: the verdict alone
