@@ -350,7 +350,7 @@ def add_results(
 def lighter_png(
     png: str,  # a PNG file in base64, as notebooks keep it
     *,
-    tolerance: int = 16,  # largest change of a color, of 255
+    tolerance: int = 24,  # largest change of a color, of 255
 ) -> str:
     "The picture with 256 colors, if that is smaller and changes no color by over `tolerance`."
     Image, ImageChops = need("PIL.Image", "course"), need("PIL.ImageChops", "course")
