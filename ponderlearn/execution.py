@@ -350,9 +350,9 @@ def add_results(
 def lighter_png(
     png: str,  # a PNG file in base64, as notebooks keep it
     *,
-    tolerance: int = 24,  # largest change of a color, of 255
+    tolerance: int = 16,  # largest change of a color, of 255
 ) -> str:
-    "The picture with 256 colors, if that is smaller and changes no color by over `tolerance`."
+    "The picture with 256 colors, if none changes by over `tolerance`; and if that is smaller."
     Image, ImageChops = need("PIL.Image", "course"), need("PIL.ImageChops", "course")
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     clear = picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255
@@ -361,11 +361,11 @@ def lighter_png(
     picture = picture.convert("RGB")
     few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     change = ImageChops.difference(picture, few.convert("RGB"))
-    file = io.BytesIO()
-    few.save(file, "PNG", optimize=True)
-    light = base64.b64encode(file.getvalue()).decode()
     same = max(high for _, high in change.getextrema()) <= tolerance
-    return light if same and len(light) < len(png) else png
+    file = io.BytesIO()
+    (few if same else picture).save(file, "PNG", optimize=True)
+    light = base64.b64encode(file.getvalue()).decode()
+    return light if len(light) < len(png) else png
 
 # %% ../nbs/00_foundations/12_execution.ipynb #c3b23537
 _LANGUAGE = {"file_extension": ".py", "name": "python"}  # what other tools want to know
