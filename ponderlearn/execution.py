@@ -352,7 +352,7 @@ def lighter_png(
     *,
     tolerance: int = 16,  # largest change of a color, of 255
 ) -> str:
-    "The picture with 256 colors, if none changes by over `tolerance`; and if that is smaller."
+    "The picture, if that is smaller, with 256 colors or else with rounded ones, within `tolerance`."
     Image, ImageChops = need("PIL.Image", "course"), need("PIL.ImageChops", "course")
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     clear = picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255
@@ -362,8 +362,10 @@ def lighter_png(
     few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     change = ImageChops.difference(picture, few.convert("RGB"))
     same = max(high for _, high in change.getextrema()) <= tolerance
+    step = max(1, tolerance // 2)  # rounding to its multiples changes a color by half of it
+    rounded = picture.point(lambda x: min(255, (x + step // 2) // step * step))
     file = io.BytesIO()
-    (few if same else picture).save(file, "PNG", optimize=True)
+    (few if same else rounded).save(file, "PNG", optimize=True)
     light = base64.b64encode(file.getvalue()).decode()
     return light if len(light) < len(png) else png
 
