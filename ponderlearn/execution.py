@@ -352,7 +352,7 @@ def lighter_png(
     *,
     tolerance: int = 16,  # largest change of a color, of 255
 ) -> str:
-    "The picture, if that is smaller, with 256 colors or else with rounded ones, within `tolerance`."
+    "The picture with 256 colors, else with rounded ones, within `tolerance`; if that is smaller."
     Image, ImageChops = need("PIL.Image", "course"), need("PIL.ImageChops", "course")
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     clear = picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255
